@@ -39,6 +39,7 @@ _TASK = Task(
     total_steps=8,
     seed=3,
     states_width=_DIM,
+    image_states_width=_DIM,
     vocabulary_size=11,
     frozen_widths=(_DIM, _DIM),
 )
@@ -150,6 +151,8 @@ class _Encoder(nn.Module):
         self.image, self.text = (nn.Linear(_WIDTH, _DIM, dtype=torch.float64) for _ in range(2))
         words = torch.randn(_TASK.vocabulary_size, _WIDTH, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
         self.words = nn.Buffer(words, persistent=False)
+        places = torch.randn(4, _WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        self.places = nn.Buffer(places, persistent=False)
 
     def forward(self, batch: Any) -> Embeddings:
         image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
@@ -159,8 +162,9 @@ class _Encoder(nn.Module):
 
     def images(self, batch: Any) -> dict[str, Tensor]:
         """Like that of `DualEncoder`, for teachers that embed strong views."""
-        strong = self.image(batch["strong"])
-        return {"image_projection": self.image(batch["image_features"]), "strong_features": strong, "strong_projection": strong}
+        strong, image = self.image(batch["strong"]), batch["image_features"]
+        columns = {"image_projection": self.image(image), "image_states": self.image(image[:, None] * self.places)}
+        return columns | {"strong_features": strong, "strong_projection": strong}
 
 
 def _batch(step: int, needs: Needs) -> Batch:
@@ -185,6 +189,9 @@ def _batch(step: int, needs: Needs) -> Batch:
         image_id=image_id,
         text_id=text_id,
         sample_id=image_id + 40,
+        draw=torch.randint(2**62, (_ROWS,), generator=own),
+        text=words,
+        text_mask=(torch.arange(5) < 1 + torch.arange(_ROWS)[:, None] % 5).long(),
         strong=features[:, None] + 0.5 * rows(_ROWS, 2, _WIDTH, random=own),
         codes=rows(_ROWS, 3, 13, random=own),
         other_text=texts[text_id].flip(1),

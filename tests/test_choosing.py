@@ -26,13 +26,13 @@ MEMBERS: dict[str, type[ObjectiveSettings]] = {
     member.model_fields["name"].default: member for member in get_args(get_args(ObjectiveUnion)[0])
 }
 COSTS = PAGE.split("## What a step costs")[1].split("\n## ")[0]
-ROWS = {name: cells.split(" | ") for name, cells in re.findall(r"^\| ([a-z-]+) \| (\d.*) \|$", COSTS, flags=re.MULTILINE)}
+ROWS = {name: cells.split(" | ") for name, cells in re.findall(r"^\| ([a-z0-9-]+) \| (\d.*) \|$", COSTS, flags=re.MULTILINE)}
 PAIRS, WORDS, SIZE = 4, 6, 16
 every_objective = pytest.mark.parametrize("name", MEMBERS)
 
 
 def test_the_table_has_every_objective_once() -> None:
-    assert set(ROWS) == set(MEMBERS) and len(re.findall(r"^\| [a-z-]+ \| \d", COSTS, flags=re.MULTILINE)) == len(ROWS)
+    assert set(ROWS) == set(MEMBERS) and len(re.findall(r"^\| [a-z0-9-]+ \| \d", COSTS, flags=re.MULTILINE)) == len(ROWS)
 
 
 def batch_of(settings: ObjectiveSettings) -> Batch:
@@ -46,7 +46,7 @@ def batch_of(settings: ObjectiveSettings) -> Batch:
         "codes": torch.rand(PAIRS, 1 + views, 13),
         **dict.fromkeys(("text", "other_text", "masked_text", "masked_labels"), words),
         **dict.fromkeys(("text_mask", "other_mask"), torch.ones_like(words)),
-        **dict.fromkeys(("sample_id", "image_id", "text_id"), counted),
+        **dict.fromkeys(("sample_id", "image_id", "text_id", "draw"), counted),
         **dict.fromkeys(("frozen_text", "frozen_mask"), torch.ones_like(words)),
         **dict.fromkeys(("more_text", "label_text"), words[:, None]),
         **dict.fromkeys(("more_mask", "label_mask"), torch.ones_like(words)[:, None]),
@@ -61,8 +61,8 @@ def built(settings: ObjectiveSettings) -> tuple[Any, Any, Any]:
     """Encoder, objective and teacher, as of a run with small towers."""
     run = _run(settings.name)
     towers = ConvSettings(name="conv", image_size=SIZE, channels=(8,)), BagSettings(name="bag", width=8, max_tokens=WORDS)
-    encoder = build_encoder(*towers, run.heads, 8, (None, None), 64)
-    widths: Any = {"embed_dim": 8, "image_width": 8, "states_width": 8, "frozen_widths": (8, 8)}
+    encoder = build_encoder(*towers, run.heads, 8, (None, None), 64, image_states=settings.needs.image_states)
+    widths: Any = {"embed_dim": 8, "image_width": 8, "states_width": 8, "image_states_width": 8, "frozen_widths": (8, 8)}
     task = Task(num_images=10, num_texts=10, steps_per_epoch=10, total_steps=100, seed=0, vocabulary_size=64, **widths)
     if settings.needs.frozen_encoders == "live":
         image, text = towers[0].build(), towers[1].build(64)
@@ -94,7 +94,7 @@ def test_forwards_are_as_many_as_the_table_says(name: str) -> None:
     if hasattr(teacher, "encoder"):  # a moving average has towers of its own, which run without gradient
         pairs.append((teacher.encoder.image_tower, teacher.encoder.text_tower))
     for image_tower, text_tower in filter(None, pairs):
-        image_tower.network.register_forward_hook(count("image"))
+        image_tower.network[0].register_forward_hook(count("image"))
         text_tower.embedding.register_forward_hook(count("text"))
     batch = batch_of(settings)
     with torch.no_grad():

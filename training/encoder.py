@@ -16,8 +16,8 @@ from pipelines.program.settings_base import Settings
 from training.objectives.base import Embeddings
 from training.precision import unit
 from training.towers import ImageTowerSettings, TextTowerSettings
-from training.towers.base import Tower
 from training.towers.finetuning import prepare
+from training.towers.image import ImageTower
 from training.towers.text import TextTower
 from training.towers.text_reading import any_tokens
 
@@ -105,10 +105,18 @@ class _Residual(nn.Sequential):
 
 
 class DualEncoder(nn.Module):
-    """A tower that is None is locked: in training its features are in the batch."""
+    """A tower that is None is locked: in training its features are in the batch. `image_states`: whether that column is given."""
 
-    def __init__(self, image_tower: Tower | None, text_tower: TextTower | None, image_head: nn.Module, text_head: nn.Module):
+    def __init__(
+        self,
+        image_tower: ImageTower | None,
+        text_tower: TextTower | None,
+        image_head: nn.Module,
+        text_head: nn.Module,
+        image_states: bool = False,
+    ):
         super().__init__()
+        self.image_states = image_states
         self.image_tower, self.text_tower = image_tower, text_tower
         self.image_head, self.text_head = image_head, text_head
 
@@ -150,10 +158,18 @@ class DualEncoder(nn.Module):
         return rows.unflatten(0, ids.shape[:2])
 
     def images(self, batch: Batch) -> dict[str, Tensor]:
-        """The columns of images: `image_projection`; `strong_features` and `strong_projection` if there are strong views."""
-        codes = batch.get("codes")
-        image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
+        """The columns of images: `image_projection`; `image_states` if they are asked for; `strong_features` and
+        `strong_projection` if there are strong views."""
+        codes, states = batch.get("codes"), None
+        if self.image_tower is None:
+            image = batch["image_features"]
+        elif self.image_states:
+            image, states = self.image_tower.with_states(batch["image"])
+        else:
+            image = self.image_tower(batch["image"])
         columns = {"image_projection": self._project(image, None if codes is None else codes[:, 0])}
+        if states is not None:
+            columns["image_states"] = states.float()
         if "strong" in batch:
             assert self.image_tower is not None
             views = batch["strong"]
@@ -193,12 +209,14 @@ def build_encoder(
     widths: tuple[int | None, int | None],
     vocabulary_size: int,
     abouts: tuple[dict[str, Any] | None, dict[str, Any] | None] = (None, None),
+    image_states: bool = False,
 ) -> DualEncoder:
     """A dual encoder with initial or pretrained weights.
 
     Args:
         widths: features per row of locked towers, image and text; None for a tower that is part of the encoder.
         abouts: to load a checkpoint's weights, the architectures of its towers (`Tower.about`).
+        image_states: whether it gives the image tower's states of places.
     """
     image_tower: Any = None
     text_tower: Any = None
@@ -215,4 +233,5 @@ def build_encoder(
     image_width = widths[0] if image_tower is None else image_tower.width
     text_width = widths[1] if text_tower is None else text_tower.width
     assert image_width is not None and text_width is not None
-    return DualEncoder(image_tower, text_tower, heads[0].build(image_width, embed_dim), heads[1].build(text_width, embed_dim))
+    built = heads[0].build(image_width, embed_dim), heads[1].build(text_width, embed_dim)
+    return DualEncoder(image_tower, text_tower, *built, image_states)

@@ -27,6 +27,7 @@ from training.start import with_temperature
 from training.stored_features import frozen_features_of, stored_image_features, stored_text_features
 from training.teacher import FrozenEncoders, Teacher
 from training.towers.base import TowerSettings
+from training.towers.image_states import states_width
 
 _BLOCK = 1 << 16  # rows whose captions are read at a time
 _ENCODERS = ("frozen_encoders.image_encoder", "frozen_encoders.text_encoder")
@@ -78,6 +79,7 @@ class Plan:
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = feature_rows(self.stream.image_features).shape[1] if tower is None else tower.width
         encoders = frozen or self.stream.frozen_features
+        places = settings.objective.needs.image_states
         return Task(
             num_images=manifest["num_images"],
             num_texts=manifest["num_texts"],
@@ -87,6 +89,7 @@ class Plan:
             total_steps=self.total_steps,
             seed=settings.seed,
             states_width=encoder.text_tower.states_width if encoder.text_tower else 0,
+            image_states_width=states_width(tower, settings.image_tower.image_size) if places else 0,
             vocabulary_size=self.tokenizer.vocabulary_size,
             frozen_widths=encoders.widths if encoders else (0, 0),
         )
@@ -106,6 +109,7 @@ class Plan:
             ),
             self.tokenizer.vocabulary_size,
             self.towers if checkpoint is None else towers_of(checkpoint),
+            settings.objective.needs.image_states,
         )
         live = self._live() if settings.objective.needs.frozen_encoders == "live" else None
         task = self.task(encoder, live)

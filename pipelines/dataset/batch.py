@@ -38,6 +38,7 @@ class Batch(TypedDict, total=False):
     text_features: Tensor  # [b, F] float32, output of a locked text tower
     more_features: Tensor  # [b, K, F] float32, the same for other captions of the sample
     sample_id: Tensor  # [b] int64 in [0, num_samples)
+    draw: Tensor  # [b] int64, random for each epoch and sample
     image_id: Tensor  # [b] int64, equal for equal images
     text_id: Tensor  # [b] int64, equal for equal captions
     neighbour_ids: Tensor  # [b, 3] int64: the sample itself, and those nearest to its image and to its caption, -1 for none
@@ -56,6 +57,9 @@ class Needs:
 
     ids: bool = False  # image_id, text_id
     sample_id: bool = False
+    draw: bool = False  # a random number for each sample, the same on any worker
+    tokens: bool = False  # of the caption, whether or not the text tower reads them
+    image_states: bool = False  # the image tower's states of places, for the plain view
     strong: StrongViews | None = None
     codes: bool = False  # of all views
     # Frozen encoders' features: the sample's, stored; its neighbours' too; or computed in the step from the student's view.
@@ -81,6 +85,11 @@ class Needs:
             raise ValueError(
                 f"objective.name: {objective} teaches the image tower by strong views of images, and "
                 f"image_tower.mode={image_mode} does not train it; choose trainable, or another objective"
+            )
+        if self.image_states and image_mode == "locked":
+            raise ValueError(
+                f"objective.name: {objective} reads what the image tower tells of each place of an image, and image_tower.mode="
+                "locked stores one row of features of an image; choose trainable or frozen, or another objective"
             )
         if self.masked != "no" and text_mode in untrained:
             raise ValueError(
@@ -130,6 +139,10 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
         names.add("sample_id")
     if needs.strong is not None:
         names.add("strong")
+    if needs.draw:
+        names.add("draw")
+    if needs.tokens:
+        names |= {"text", "text_mask"}
     if needs.codes:
         names.add("codes")
     if needs.masked != "no":

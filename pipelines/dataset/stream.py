@@ -283,6 +283,9 @@ class Stream:
             result["image_features"] = self.prepared.features(self.image_features)[sample_ids].astype(np.float32)
         if "sample_id" in self.columns:
             result["sample_id"] = sample_ids
+        if "draw" in self.columns:
+            numbers = [generator("draw", self.seed, epoch, int(i)).integers(2**63) for i in sample_ids]
+            result["draw"] = np.asarray(numbers, dtype=np.int64)
         if self._wants_ids and text_ids is None:
             row_ids = self.prepared.row_ids
             chosen = self._choices(row_ids.counts(sample_ids), sample_ids, epoch)

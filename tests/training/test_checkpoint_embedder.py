@@ -26,7 +26,7 @@ from training.precision import unit
 from training.state import TrainState
 from training.tensor_tree import load_tree, save_tree
 
-TASK = task(states_width=16, vocabulary_size=50, frozen_widths=(4, 4))
+TASK = task(states_width=16, image_states_width=16, vocabulary_size=50, frozen_widths=(4, 4))
 
 
 def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
@@ -70,7 +70,7 @@ def test_the_head_makes_the_rows_of_the_features(stamps: Prepared, tmp_path: Pat
     assert unit(rows).numpy() == pytest.approx(embedder.embed_images(images), abs=1e-5)
 
 
-LEARNED = ["clip", "siglip", "psd", "cyclip", "albef", "slip", "clip-ping", "a-clip-ping", "mcd", "declip", "distill"]
+LEARNED = ["clip", "siglip", "siglip2", "psd", "cyclip", "albef", "slip", "clip-ping", "a-clip-ping", "mcd", "declip", "distill"]
 
 
 def objective_of(name: str) -> tuple[Any, Objective]:

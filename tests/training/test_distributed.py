@@ -25,7 +25,15 @@ from training.step import _agreed, train_step
 
 ROWS, TOKENS, VOCABULARY, STEPS = 12, 5, 50, 3
 TASK = task(
-    **{"num_images": 30, "num_texts": 40, "embed_dim": 6, "image_width": 24, "states_width": 8, "frozen_widths": (7, 7)},
+    **{
+        "num_images": 30,
+        "num_texts": 40,
+        "embed_dim": 6,
+        "image_width": 24,
+        "states_width": 8,
+        "image_states_width": 24,
+        "frozen_widths": (7, 7),
+    },
     **{"vocabulary_size": VOCABULARY, "steps_per_epoch": 2, "total_steps": 6},
 )
 
@@ -49,6 +57,7 @@ world_sizes = pytest.mark.parametrize("world_size", [2, 3])
 # What VICReg has none of, and a head no larger than the towers.
 OTHER: dict[str, dict[str, Any]] = {"vicreg": {}, "slip": {"temperature": 0.05, "hidden": 16, "width": 8}}
 # Steeper, through BatchNorm, what falls to float32 grows to the bound.
+OTHER["siglip2"] = {"temperature": 0.05, "decoder": {"width": 8, "layers": 1, "heads": 2}}
 OTHER["declip"] = {"temperature": 0.2, "hidden": 8, "queue": 50}
 
 
@@ -108,6 +117,7 @@ def global_batch(step: int, needs: Needs) -> dict[str, Tensor]:
         "other_mask": torch.ones(ROWS, TOKENS, dtype=torch.int64),
         **several_texts(random, needs),
         "sample_id": 50 + torch.arange(ROWS),
+        "draw": torch.randint(2**62, (ROWS,), generator=random),
         "neighbour_ids": torch.stack([image_id, image_id // 2, text_id // 2], dim=1),
         "frozen_image_features": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
         "frozen_text_features": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
@@ -129,7 +139,8 @@ def train(settings: TrainSettings) -> Outcome:
     """A few steps of `train_step` on this worker's part of each global batch, as the loop does them."""
     torch.manual_seed(0)
     image, text = settings.image_tower, settings.text_tower
-    encoder: Any = build_encoder(image, text, settings.heads, settings.embed_dim, (None, None), VOCABULARY)
+    widths, places = (None, None), settings.objective.needs.image_states
+    encoder: Any = build_encoder(image, text, settings.heads, settings.embed_dim, widths, VOCABULARY, image_states=places)
     objective, teacher = settings.objective.build(TASK), settings.objective.build_teacher(encoder, TASK)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     if distributed.world_size() > 1:

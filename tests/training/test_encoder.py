@@ -93,6 +93,23 @@ def test_strong_views_go_through_the_same_tower_and_head() -> None:
     assert "strong_features" not in encoder(batch)
 
 
+def test_states_of_places_come_with_the_row_of_the_same_pass() -> None:
+    """What a place tells of its pixels, with gradients to the tower; and nothing where nobody asks."""
+    encoder, batch = encoder_of(), batch_of()
+    expected = encoder(batch)
+    assert "image_states" not in expected
+    encoder.image_states = True
+    found = encoder(batch)
+    assert found.image_states.shape == (ROWS, 16, 16) and torch.equal(found.image, expected.image)
+    assert encoder.image_tower is not None
+    network = encoder.image_tower.network
+    torch.testing.assert_close(
+        network[-3:](found.image_states.transpose(1, 2).unflatten(2, (4, 4))), encoder.image_tower(batch["image"])
+    )
+    found.image_states.sum().backward()
+    assert all(p.grad is not None for p in network[:-3].parameters())
+
+
 @pytest.mark.parametrize("text", [None, TransformerSettings(name="transformer", width=16, layers=1, heads=2, max_tokens=TOKENS)])
 def test_captions_with_hidden_words_leave_their_states(text: TextTowerSettings | None) -> None:
     """Beside the caption's own embedding, which does not change."""

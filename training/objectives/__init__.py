@@ -26,6 +26,7 @@ from training.objectives.negclip import NegClipSettings
 from training.objectives.onlineclr import OnlineClrSettings
 from training.objectives.psd import PsdSettings
 from training.objectives.siglip import SigLipSettings
+from training.objectives.siglip2 import SigLip2Settings
 from training.objectives.slip import SlipSettings
 from training.objectives.sogclr import SogClrSettings
 from training.objectives.uniclip import UniClipSettings
@@ -35,6 +36,7 @@ from training.objectives.weighted import WeightedSettings
 ObjectiveUnion = Annotated[
     ClipSettings
     | SigLipSettings
+    | SigLip2Settings
     | PsdSettings
     | SogClrSettings
     | ISogClrSettings

@@ -47,6 +47,7 @@ class Task:
     total_steps: int
     seed: int
     states_width: int = 0  # S, of the text tower's state of a token
+    image_states_width: int = 0  # S', of the image tower's state of a place, if the objective asks for them
     vocabulary_size: int = 0
     frozen_widths: tuple[int, int] = (0, 0)  # of the columns frozen_image_features and frozen_text_features
 

@@ -26,10 +26,9 @@ from training.objectives.ops.temperature import LearnedTemperatureSettings, Logi
 from training.precision import exact
 
 
-class SigLipSettings(LearnedTemperatureSettings):
-    """SigLIP, the pairwise sigmoid loss."""
+class PairwiseSettings(LearnedTemperatureSettings):
+    """Settings of all objectives with the pairwise sigmoid loss."""
 
-    name: Literal["siglip"] = "siglip"
     temperature: float = Field(0.1, gt=0, description="1/temperature scales the cosines; the initial value, if it is learned")
     bias: float = Field(-10.0, description="initial value of the learned bias, about -log of the negatives per positive")
     exchange: Literal["ring", "gather"] = Field("ring", description="pass texts around the workers, or gather all at once")
@@ -42,6 +41,12 @@ class SigLipSettings(LearnedTemperatureSettings):
     def logit_bias(self, saved: Mapping[str, Tensor]) -> float | None:
         return float(saved["bias"])
 
+
+class SigLipSettings(PairwiseSettings):
+    """SigLIP, the pairwise sigmoid loss."""
+
+    name: Literal["siglip"] = "siglip"
+
     def build(self, task: Task) -> "SigLip":
         return SigLip(self)
 
@@ -49,18 +54,18 @@ class SigLipSettings(LearnedTemperatureSettings):
 class SigLip(Objective):
     """No state except scale and bias."""
 
-    def __init__(self, settings: SigLipSettings):
+    def __init__(self, settings: PairwiseSettings):
         super().__init__()
-        self._settings = settings
+        self._pairwise = settings
         self.scale = LogitScale(settings)
         self.bias = nn.Parameter(torch.tensor(settings.bias))
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         image, text = exact(embeddings.image), exact(embeddings.text)
-        ring, scale = self._settings.exchange == "ring", self.scale()
+        ring, scale = self._pairwise.exchange == "ring", self.scale()
         own = torch.arange(len(image), device=image.device)
         # Without the data's ids, a pair is only like itself.
-        ids = pair_ids(batch) if self._settings.mask_false_negatives else (own + first_row(len(own)))[:, None].expand(-1, 2)
+        ids = pair_ids(batch) if self._pairwise.mask_false_negatives else (own + first_row(len(own)))[:, None].expand(-1, 2)
         sums = F.softplus(-scale * (image * text).sum(1) - self.bias)
         for texts, text_ids in zip(around(text, ring), around(ids, ring), strict=True):
             sums = sums + sigmoid_sums(image, texts, scale, self.bias, Candidates(own, ids, text_ids))

@@ -123,6 +123,10 @@ class _RunImage(ImageTower):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.tower(images))
 
+    def with_states(self, images: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        rows, states = self.tower.with_states(images, hidden)
+        return self.head(rows), states
+
 
 class _RunText(TextTower):
     def __init__(self, tower: TextTower, head: nn.Module, width: int):

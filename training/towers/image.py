@@ -14,6 +14,7 @@ from pipelines.io.artifacts import resolve
 from pipelines.program.errors import UserError
 from training import timm_names
 from training.towers.base import Tower, TowerSettings, freeze_unreached, load_weights
+from training.towers.image_states import rows_and_states, without
 from training.towers.pixels import Pixels, pixels_of_processor
 from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained
 
@@ -95,6 +96,16 @@ class ImageTower(Tower):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(self.pixels(images).contiguous(memory_format=torch.channels_last))
+
+    def with_states(self, images: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows, float [b, width], and from the same forward pass a state for every place of a grid, float [b, P, S].
+
+        `hidden`: bool [b, P], places whose pixels the network does not see. To a transformer, whose places are its patches, each
+        of them is one and the same token, the bias of its patch embedding, with its position.
+        """
+        pixels = self.pixels(images)
+        pixels = pixels if hidden is None else without(pixels, hidden)
+        return rows_and_states(self.network, pixels.contiguous(memory_format=torch.channels_last))
 
     def train(self, mode: bool = True) -> "ImageTower":
         super().train(mode)
@@ -244,9 +255,18 @@ class _Pooled(nn.Module):
         self._class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in network.named_parameters())
 
     def forward(self, pixels: Tensor) -> Tensor:
+        return self._row(self._run(pixels))
+
+    def with_states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        out = self._run(pixels)
+        return self._row(out), out.last_hidden_state
+
+    def _run(self, pixels: Tensor) -> Any:
+        return (self.network.get_image_features if self._projected else self.network)(pixel_values=pixels)
+
+    def _row(self, out: Any) -> Tensor:
         if self._projected:
-            return self.network.get_image_features(pixel_values=pixels).pooler_output
-        out = self.network(pixel_values=pixels)
+            return out.pooler_output
         pooled = getattr(out, "pooler_output", None)
         if pooled is not None:
             return pooled.flatten(1)
@@ -283,7 +303,15 @@ class ConvSettings(ImageTowerSettings):
         for inner, outer in zip(self.channels, self.channels[1:], strict=False):
             layers += [_Block(inner), nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GroupNorm(8, outer), nn.GELU()]
         layers += [_Block(self.channels[-1]), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(self.channels[-1])]
-        return nn.Sequential(*layers)
+        return _Conv(*layers)
+
+
+class _Conv(nn.Sequential):
+    """Layers of a feature map, and three that make a row of it."""
+
+    def with_states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        states = self[:-3](pixels)
+        return self[-3:](states), states
 
 
 class _Block(nn.Module):

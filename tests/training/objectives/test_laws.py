@@ -38,6 +38,7 @@ TASK = Task(
     total_steps=8,
     seed=3,
     states_width=EMBED_DIM,
+    image_states_width=EMBED_DIM,
     vocabulary_size=11,
     frozen_widths=(6, 6),
 )
@@ -52,6 +53,10 @@ NAMES = [settings.model_fields["name"].default for settings in get_args(get_args
 SOFT: dict[str, dict[str, Any]] = {name: {"name": name, "temperature": 0.2} for name in NAMES} | {
     "vicreg": {"name": "vicreg", "invariance": 0.5, "variance": 1.0, "covariance": 0.1},
     "siglip": {"name": "siglip", "temperature": 0.2, "bias": -1.0},
+    "siglip2": {
+        **{"name": "siglip2", "temperature": 0.2, "bias": -1.0},
+        "decoder": {"width": 4, "layers": 1, "heads": 2},
+    },
     "isogclr": {"name": "isogclr", "temperature": 0.2, "max_temperature": 0.4, "rho": 0.5},
     "fastclip": {"name": "fastclip", "temperature": 0.2, "temperature_lr": 0.01},
     "albef": {"name": "albef", "temperature": 0.2, "teacher": {"name": "ema", "momentum": 0.6, "final_momentum": 0.6}},
@@ -71,6 +76,7 @@ VARIANTS = SOFT | {
     "clip-unmasked": SOFT["clip"] | {"mask_false_negatives": False},
     "siglip-gather": SOFT["siglip"] | {"exchange": "gather"},
     "siglip-unmasked": SOFT["siglip"] | {"mask_false_negatives": False},
+    "siglip2-unmasked": SOFT["siglip2"] | {"parallel": 0.7, "captioning": 0.5, "mask_false_negatives": False},
     "psd-self": SOFT["psd"] | {"teacher": {"name": "self"}},
     "psd-self-sharpened": SOFT["psd"] | {"teacher": {"name": "self"}, "swap_directions": False, "sharpening": 0.5},
     "psd-swap": SOFT["psd"] | {"swap_directions": True, "schedule": "cosine"},
@@ -131,6 +137,8 @@ def settings_of(objective: dict[str, Any], accumulate: int = 1, rows: int = ROWS
     return validate(TrainSettings, tree | {"objective": objective}, "laws").model_copy(update={"global_batch_size": rows})
 
 
+# What is to be seen at four places, beside what an image shows everywhere.
+PLACES = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(401), dtype=torch.float64)
 WORDS = torch.randn(TASK.vocabulary_size, WIDTH, generator=torch.Generator().manual_seed(400), dtype=torch.float64)
 
 
@@ -152,7 +160,10 @@ class Linear(nn.Module):
 
     def images(self, batch: Batch) -> dict[str, Tensor]:
         strong = self.image(batch["strong"])
-        return {"image_projection": self.image(batch["image_features"]), "strong_features": strong, "strong_projection": strong}
+        image = batch["image_features"]
+        states = self.image(image[:, None] * PLACES)
+        columns = {"image_projection": self.image(image), "image_states": states}
+        return columns | {"strong_features": strong, "strong_projection": strong}
 
 
 def frozen_columns(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -170,6 +181,15 @@ def hidden_words(step: int) -> dict[str, Tensor]:
     texts = torch.randint(TASK.vocabulary_size, (ROWS, 5), generator=random)
     hidden = (torch.rand(ROWS, 5, generator=random) < 0.4) & (torch.arange(ROWS)[:, None] >= 4)
     return {"masked_text": texts.masked_fill(hidden, 1), "masked_labels": texts.masked_fill(~hidden, -100)}
+
+
+def captions(step: int) -> dict[str, Tensor]:
+    """Tokens of captions of one to five, and a random number for each pair."""
+    random = torch.Generator().manual_seed(700 + step)
+    texts = torch.randint(TASK.vocabulary_size, (ROWS, 5), generator=random)
+    lengths = torch.randint(1, 6, (ROWS, 1), generator=random)
+    draws = torch.randint(2**62, (ROWS,), generator=random)
+    return {"text": texts, "text_mask": (torch.arange(5) < lengths).long(), "draw": draws}
 
 
 def several_texts(step: int) -> dict[str, Tensor]:
@@ -196,7 +216,7 @@ def batch_of(step: int, shuffle: int = 0, rows: int = ROWS) -> Batch:
     batch |= frozen_columns(image_id, *TASK.frozen_widths, torch.float64) | {"sample_id": image_id + 40}
     batch["neighbour_ids"][step % ROWS, 1] = -1  # an image that nothing is near to
     batch |= hidden_words(step) | {"other_text": texts[text_id].flip(1)}
-    batch |= several_texts(step)
+    batch |= several_texts(step) | captions(step)
     batch |= {"more_features": texts[batch["more_id"]], "label_text": texts[batch["more_id"].flip(0)]}
     batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
@@ -481,7 +501,7 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
     if needs.frozen_encoders == "live":
         wanted = wanted - {"frozen_text", "frozen_mask"} | {"frozen_image_features", "frozen_text_features"}
     own = {"image_id", "text_id", "sample_id", "masked_labels", "neighbour_ids", "frozen_image_features", "frozen_text_features"}
-    own |= {"more_id", "label_there", "numbers"}
+    own |= {"more_id", "label_there", "numbers", "text", "text_mask", "draw"}
     assert wanted <= own | {"teacher_image", "teacher_text", "teacher_strong"}
     recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
     embeddings = leaves(rows)
@@ -505,11 +525,12 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     strong = torch.randn(ROWS, 2, EMBED_DIM, generator=torch.Generator().manual_seed(9))
     states = torch.randn(ROWS, 5, EMBED_DIM, generator=torch.Generator().manual_seed(10))
     others = {"strong_features": strong, "strong_projection": strong, "text_states": states, "other_projection": rows[3]}
+    others["image_states"] = states[:, :4]
     others |= {f"{kind}_projection": strong for kind in SEVERAL}
     embeddings = leaves(Embeddings(F.normalize(rows[0]), F.normalize(rows[1]), rows[2], rows[3], **others))
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
-    batch |= {"teacher_strong": F.normalize(strong, dim=-1)} | hidden_words(0) | several_texts(0)
+    batch |= {"teacher_strong": F.normalize(strong, dim=-1)} | hidden_words(0) | several_texts(0) | captions(0)
     batch |= frozen_columns(batch["image_id"], *TASK.frozen_widths, torch.float32) | {"sample_id": torch.arange(ROWS)}
     objective = objective_of(name)
     if name == "onlineclr":
@@ -560,6 +581,7 @@ def _margin(rows: Embeddings) -> float:
 DESCENT = {name: {"name": name} for name in NAMES} | {
     "albef": {"name": "albef", "teacher": {"name": "ema", "momentum": 0.5, "final_momentum": 0.5}},
     "mcd": {"name": "mcd", "mlm": 0},
+    "siglip2": {"name": "siglip2", "captioning": 0},
     "slip": {"name": "slip", "hidden": 64},  # 4,096 take a third of a minute
     "declip": {"name": "declip", "mlm": 0, "hidden": 64},
 }

@@ -22,8 +22,10 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from tests.forked import in_a_process
+from tests.refusals import refused
 from training.towers import ImageTowerUnion
 from training.towers.image import HuggingFaceVisionSettings, ImageTower, ImageTowerSettings, TimmSettings
+from training.towers.image_states import states_width
 from training.towers.open_clip import OpenClipImageSettings
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -264,6 +266,33 @@ def test_a_tower_gives_what_its_library_gives(
     scale = expected.abs().max()
     assert (expected[0] - expected[1]).abs().max() / scale > 1e-3, "a row that tells nothing of the image would test nothing"
     torch.testing.assert_close(found / scale, expected / scale, atol=1e-5, rtol=0)
+
+
+# Of an image as small as the tests', their last feature map has one place, or they give tokens in some other way.
+ONE_PLACE = {"convnext", "convnextv2", "resnet", "regnet", "efficientnet", "mobilenet-v2", "mobilevit", "levit", "pvt"}
+ONE_PLACE |= {"poolformer", "segformer"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_those_of_places_and_come_with_the_same_row(
+    name: str, saved: dict[str, ImageTowerSettings], towers: Callable[[str], ImageTower]
+) -> None:
+    """Hide one place of an image: of all states its own changes most, wherever a library puts class tokens and channels."""
+    tower, size = towers(name), saved[name].image_size
+    if name in ONE_PLACE:
+        with refused("image_tower", size, remedy="image_tower.image_size"):
+            states_width(tower, size)
+        return
+    images = torch.from_numpy(image(size)).permute(0, 3, 1, 2)
+    row, states = tower.with_states(images)
+    assert torch.equal(row, tower(images))
+    assert states.shape == (2, states.shape[1], states_width(tower, size)) and not tower.training
+    places = states.shape[1]
+    hidden = torch.eye(places, dtype=torch.bool)
+    changes = [(tower.with_states(images, one.expand(2, -1))[1] - states).norm(dim=2).argmax(1) for one in hidden]
+    hits = sum(int((changed == place).sum()) for place, changed in enumerate(changes))
+    assert places < 9 or hits > 2 * places / 3, "of another order, a quarter at most"
 
 
 @pytest.mark.parametrize("name", NAMES)
