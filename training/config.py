@@ -274,7 +274,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _test_split_is_apart(self) -> "TrainSettings":
         test, best = self.evaluation.test_split, self.checkpoint.best
-        if test is not None and best in (None, "loss"):
+        if test is not None and best in (None, "loss", "held_out_loss"):
             raise ValueError(
                 f"evaluation.test_split: no metric chooses the checkpoint to score on '{test}'; set checkpoint.best to a metric "
                 f"of split '{self.evaluation.split}', such as retrieval/NAME/mean_recall"
