@@ -56,7 +56,11 @@ def test_a_run_leaves_all_it_promises(home: Path) -> None:
     wanted = {"step", "epoch", "samples", "loss", "lr", "temperature", "grad_norm", "samples_per_second", "data_wait"}
     assert all(wanted | {"peak_memory_gib"} <= set(line) for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
-    assert manifest["attribution"] in (run / "report.html").read_text(encoding="utf-8")
+    scored = [line for line in lines if "held_out_loss" in line]
+    assert len(scored) == 3 and result["held_out_loss"] == scored[-1]["held_out_loss"] < scored[0]["held_out_loss"]
+    assert [finding["kind"] for finding in result["findings"]] == []  # of three evaluations nothing is said
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert manifest["attribution"] in page and 'http-equiv="refresh"' not in page  # the page at the end
     assert (run / "config.yaml").exists() and any((run / "tensorboard").iterdir())
     assert len(list(run.glob("checkpoint_*/state.safetensors"))) == 2
 

@@ -50,7 +50,7 @@ def curves(
         labelled = 82.0 if len(keys) > 1 else 0.0
         ends = [(s.name if labelled else "", s.points[min(s.points)], s.points[max(s.points)]) for s in series]
         spans = ", ".join(f"{name} from {first:.4g} to {last:.4g}".strip() for name, first, last in ends)
-        note = note or f"{number_format.label(ends[0][2])}{' %' if percent else ''} at the end"
+        note = note or f"last {number_format.label(ends[0][2])}{' %' if percent else ''}"
         about = f"{title} over {max(series[0].points):g} epochs: {spans}"
         drawn = lines(series, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
         return [figure(drawn, title, note)]
@@ -75,7 +75,7 @@ def curves(
         keys = {path + "top5": "top-5", path + "top1": "top-1", path + "mean_per_class": "per class"}
         known = baselines.get(path + "top1", {})
         levels = {"largest": known["largest_class"]} if known else {}
-        note = "%; dashed: top-1 of always naming the largest class"
+        note = "%; dashed: top-1 of always naming the largest class" if known else "%"
         learning += draw(f"Zero-shot, {label}", keys, note, percent=True, levels=levels)
     extra = {key for line in history for key in line if "/" not in key} - _NO_CURVE - _DIAGNOSTICS.keys()
     diagnostics = []

@@ -140,6 +140,9 @@ def test_the_evidence_has_its_figures_and_the_advice_the_keys_with_their_values(
 def test_what_looks_ill_and_is_not() -> None:
     """A temperature that begins at its bound, an objective whose loss rises by design, fp16's first steps, no end."""
     assert kinds(made(temperature=lambda t: 0.01)) == []
+    assert kinds(made(held_out_loss=lambda t: 2 + 0.1 * abs(t - 0.4))) == []  # 3 % above its lowest
+    assert kinds(made(held_out_loss=lambda t: 2 if t < 1 else 3)) == []  # once
+    assert kinds(made(held_out_loss=lambda t: 1 + 3 * math.exp(-4 * t))) == []  # a thirtieth of its fall came last
     assert kinds(made(loss=lambda t: 1 + 3 * t, grad_norm=lambda t: 1 + 5 * t)) == []
     assert kinds(made(skipped=lambda t: 12), precision="fp16") == []
     assert kinds(made(**ILL["falls"]), finished=False) == []
