@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "layer decay 0.8": {"image_tower.layer_decay": 0.8, "text_tower.layer_decay": 0.8},
     "lower half frozen": {"image_tower.frozen_blocks": 8, "text_tower.frozen_blocks": 3},
+    "LoRA": {"image_tower.lora": {}, "image_tower.lr_scale": 10, "text_tower.lora": {}, "text_tower.lr_scale": 10},
     "start as teacher": {"objective": {"name": "distill", "heads": False}},
 }
 Skills = dict[str, list[tuple[float, float]]]  # by what was scored, of each seed: new and old, in %

@@ -1,4 +1,4 @@
-"""Geometry of image and text embeddings on the unit sphere: modality gap, alignment, uniformity. All without a unit.
+"""Geometry of image and text embeddings on the unit sphere: modality gap, alignment, uniformity, spread, rank; without a unit.
 
 Rows are normalised first, so that their lengths do not matter.
 """
@@ -48,6 +48,30 @@ def uniformity(rows: np.ndarray) -> float:
         for later in range(start + _BLOCK, len(unit), _BLOCK):
             total += _similarity(block, unit[later : later + _BLOCK]).sum()
     return float(np.log(total / (len(unit) * (len(unit) - 1) / 2)))
+
+
+def spread(rows: np.ndarray) -> float:
+    """1 - the mean cosine of two different rows: 0 if all are the same, about 1 if they point everywhere. Takes n products.
+
+    Args:
+        rows: float [n, D], all of images or all of texts, n at least 2.
+    """
+    unit = _unit("rows", rows)
+    n, total = len(unit), unit.sum(axis=0)
+    return float(1 - (total @ total - n) / (n * (n - 1)))
+
+
+def effective_rank(rows: np.ndarray) -> float:
+    """In how many directions the rows lie: exp of the entropy of their singular values, from 1 to D (Roy and Vetterli, EUSIPCO
+    2007). Takes n D^2 products.
+
+    Args:
+        rows: float [n, D], all of images or all of texts.
+    """
+    unit = _unit("rows", rows)
+    values = np.sqrt(np.linalg.eigvalsh(unit.T @ unit).clip(min=0))
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def _similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ _USAGE = """usage: raylign COMMAND CONFIG.yaml [key=value ...]
   raylign sweep CONFIG.yaml         grid x search x seeds -> one report; raylign sweep report SWEEP writes it again
   raylign export RUN --to TARGET    a run as a model of huggingface, open_clip, onnx or safetensors
   raylign import open_clip "..."    an open_clip training command line as configs, key by key
+  raylign compare RUN RUN ...       finished runs on one page: settings that differ, curves, scores with paired intervals
   raylign status RUN|STORAGE        what a run does, or all runs of a folder: state, speed, workers, restarts, time left
 
 CONFIG.yaml is a file, or the name of an included one, such as openmoji.yaml. raylign COMMAND --help lists those and all
@@ -42,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from training.importing.__main__ import main as import_
 
         return import_(rest, "raylign import")
+    if verb == "compare":
+        from raylign.compare import main as compare
+
+        return compare(rest)
     if verb == "status":
         from training.status import main as status
 
@@ -49,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     package = {name: package for package, name in VERBS.items()}.get(verb)
     if package is None:
         print(
-            f"error: '{verb}' is not a command: init, {', '.join(VERBS.values())}, export, import, status; see raylign --help",
+            f"error: '{verb}' is not a command: init, {', '.join(VERBS.values())}, export, import, compare, status; "
+            "see raylign --help",
             file=sys.stderr,
         )
         return 2

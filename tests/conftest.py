@@ -111,7 +111,7 @@ def stamps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         number = 4 if i == 5 else i
         pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         files[f"{stem}.png"] = png(pixels)
-        files[f"{stem}.txt"] = f"A thing of kind {i // 2}" + (f"\nimage number {i}\n" if i % 3 == 0 else "")
+        files[f"{stem}.txt"] = f"A thing of kind {i // 2}" + (f"\nimage number {i}. It is small.\n" if i % 3 == 0 else "")
     write_files(root, files)
     return root
 

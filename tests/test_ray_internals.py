@@ -738,6 +738,22 @@ def test_a_trials_death_is_told(tmp_path: Path) -> None:
     holds(told, f"of a trial that died twice Tune tells {error!r}, {times}", "a sweep's reasons")
 
 
+def test_a_trial_that_has_ended_holds_no_settings_or_scores() -> None:
+    trial = Trial("report", stub=True, config={"name": "kept"}, evaluated_params={"a": "dropped"}, experiment_tag="dropped")
+    result = {"dropped": 1.0, "done": True, "training_iteration": 3, "config": {"name": "dropped"}}
+    trial.update_last_result(result)
+    held = str(trial.get_json_state())
+    module.empty_trial(trial)
+    left = str(trial.get_json_state())
+    rests = "a sweep's memory"
+    holds("dropped" in held and "dropped" not in left, "a trial holds its settings or scores elsewhere", rests)
+    holds(
+        trial.last_result["done"] and trial.last_result["training_iteration"] == 3,
+        f"its last result is {trial.last_result}",
+        rests,
+    )
+
+
 # --- Ray Data ---
 
 

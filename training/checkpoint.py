@@ -33,6 +33,7 @@ from training.run_store import opened_run
 from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.state import TrainState, unwrap
 from training.tensor_tree import encode, files_of, load_tree, write_encoded
+from training.towers import lora
 from training.towers.padding import Padded
 from training.wise_ft import mixed
 
@@ -162,7 +163,7 @@ def load_encoder(folder: Path) -> Trained:
     encoder = DualEncoder(*towers, *heads).eval()
     saved = _state(folder)
     locked = tuple(f"{key}." for key, tower in sides.items() if tower.mode == "locked")
-    missing, unexpected = encoder.load_state_dict(saved.get("average", saved["encoder"]), strict=False)
+    missing, unexpected = encoder.load_state_dict(lora.merged(saved.get("average", saved["encoder"])), strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
     if wrong:
         problem = f"the weights in {folder} do not fit its config: {', '.join(wrong[:4])}"

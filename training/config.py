@@ -43,6 +43,9 @@ class DataSettings(Settings):
     max_unusable_rate: float = Field(
         0.1, ge=0, le=1, description="for indexed data: stop when a larger share of the rows read so far is unusable"
     )
+    sentences: float = Field(
+        0.0, ge=0, le=1, description="chance that a caption is cut to one of its sentences, drawn anew in each epoch"
+    )
     augment: Augment | None = Field(Augment(), description="random views of training images; null: the centre crop")
 
 
@@ -253,6 +256,11 @@ class TrainSettings(Settings):
                 f"global_batch_size: {self.global_batch_size} is too small for objective.name={objective.name}, whose head "
                 f"normalises over the batch; pass at least global_batch_size={objective.least_batch}"
             )
+        if self.data.sentences and self.text_tower.mode == "locked":
+            raise ValueError(
+                f"data.sentences: {plain(self.data.sentences)}, but text_tower.mode=locked has features of whole captions only; "
+                "leave it out, or pass text_tower.mode=trainable"
+            )
         objective.needs.check(
             objective.name,
             image_mode=self.image_tower.mode,
@@ -266,7 +274,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _test_split_is_apart(self) -> "TrainSettings":
         test, best = self.evaluation.test_split, self.checkpoint.best
-        if test is not None and best in (None, "loss"):
+        if test is not None and best in (None, "loss", "held_out_loss"):
             raise ValueError(
                 f"evaluation.test_split: no metric chooses the checkpoint to score on '{test}'; set checkpoint.best to a metric "
                 f"of split '{self.evaluation.split}', such as retrieval/NAME/mean_recall"

@@ -133,6 +133,6 @@ def final_test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | No
 def check_metric(settings: TrainSettings, data: Sequence[HeldOut]) -> None:
     """Raises `UserError` if `checkpoint.best` is not a metric of the run: no checkpoint would ever be kept."""
     best = settings.checkpoint.best
-    metrics = ["loss", *(name for split in data for name in metric_names(split))]
+    metrics = ["loss", "held_out_loss", *(name for split in data for name in metric_names(split))]
     if best is not None and best not in metrics:
         raise UserError("checkpoint.best", f"'{best}' is not a metric of this run", f"choose one of: {', '.join(metrics)}")

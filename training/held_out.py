@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import mean_recalls
+from evaluation.retrieval import chance
 from evaluation.suite import HeldOut, Scores
 from evaluation.tasks.retrieval import Retrieval
 from pipelines.io import storage
@@ -72,6 +73,23 @@ def merged_scores(scores: Sequence[Scores]) -> dict[str, Any]:
         "metrics": metrics | mean_recalls(metrics),
         "baselines": {path: baseline for part in scores for path, baseline in part.baselines.items()},
         "sample_sizes": {path: size for part in scores for path, size in part.sample_sizes.items()},
+    }
+
+
+def pairs_at_a_time(data: HeldOut, batch: int) -> int:
+    """Of how many pairs `held_out_loss` is at a time: a training batch's, or all if the split has fewer."""
+    return min(batch, len(np.unique(data.image_of_text)))
+
+
+def chances_of(data: HeldOut) -> dict[str, tuple[float, int]]:
+    """What guessing scores of each mean of recalls, in percent, and the number of images: known before anything is embedded."""
+    if not data.texts:
+        return {}
+    right, back = ([len(of) for of in lists] for lists in (data.texts_of_image, data.images_of_text))
+    images, texts = len(right), len(back)
+    return {
+        f"retrieval/{data.dataset}/mean_recall@{k}": ((chance(texts, right, k) + chance(images, back, k)) / 2, images)
+        for k in data.settings.recall_at
     }
 
 

@@ -22,6 +22,7 @@ from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import Snapshot, load_checkpoint, snapshot
 from training.distributed import total
+from training.held_out_figures import held_out_figures
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
 from training.state import TrainState
@@ -79,8 +80,10 @@ def train(
     cut = masks_to_cut(plan, encoder, state)
     encoder.train()
     if state.step == 0 and settings.starts_trained:
-        scores, _ = validate_held_out(state.evaluated, plan, worker)
+        scores, rows = validate_held_out(state.evaluated, plan, worker)
         begun_with = {name: value for split in scores for name, value in split.metrics.items()}
+        if worker.rank == 0:
+            begun_with |= held_out_figures(plan.held_out, rows[0], state, settings, worker.device)
         report({"step": 0, "epoch": 0.0, "samples": 0, "workers": worker.world_size} | begun_with, None)
         clock.restart()
     failed: list[Unusable] = []  # rows of this worker, since the last report
@@ -116,6 +119,8 @@ def train(
             if not all(np.isfinite(part).all() for split in rows for part in (split.images, split.texts, split.prompts)):
                 return {"diverged": f"the embeddings are no longer finite at step {state.step}"}
             metrics |= {name: value for split in scores for name, value in split.metrics.items()}
+            if worker.rank == 0:
+                metrics |= held_out_figures(plan.held_out, rows[0], state, settings, worker.device)
             clock.restart()
             state.ended = state.step == plan.total_steps or clock.out_of_time()
             if state.ended and worker.rank == 0:

@@ -16,9 +16,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from evaluation.metrics import DIRECTIONS
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import TINY, Series, figure, lines, mark, score_range
 from evaluation.reporting.gallery import Gallery, examples
 from evaluation.reporting.render import page, write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
@@ -35,6 +33,8 @@ from pipelines.program.settings import validate
 from training import report_scores
 from training.held_out import read_held_out, retrieval_of
 from training.metrics_file import read_metrics
+from training.report_curves import curves
+from training.report_findings import what_to_try
 from training.run_store import kept
 from training.warmup import warmup_warning
 from training.working_copy import working_copy
@@ -45,18 +45,6 @@ _MODES = {
     "frozen": "frozen: it runs in every step, and only its head is trained",
     "locked": "locked: its features are computed once, and only its head is trained",
 }
-_DIAGNOSTICS = {
-    "lr": "Learning rate",
-    "temperature": "Temperature",
-    "grad_norm": "Norm of the gradient",
-    "skipped": "Skipped steps",
-    "samples_per_second": "Pairs per second",
-    "data_wait": "Waiting for data",
-    "checkpoint_wait": "Waiting for checkpoints",
-    "peak_memory_gib": "Peak memory, GiB",
-}
-_SHARES = {"data_wait", "checkpoint_wait"}
-_NO_CURVE = {"step", "epoch", "samples", "time", "loss", "workers"}
 
 
 def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
@@ -73,13 +61,18 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         result["name"],
         html.fill("Training run <b>{}</b>", result["name"]),
         report_scores.headline(result, data),
-        [*map(html.warning, warnings), _what_was_trained(result, config), report_scores.tiles(result, data)],
+        [
+            *map(html.warning, warnings),
+            _what_was_trained(result, config),
+            what_to_try(result.get("findings", ())),  # not in results of earlier versions
+            report_scores.tiles(result, data),
+        ],
         [
             report_scores.test(result, data),
             report_scores.gained_and_lost(result),
             report_scores.scores(result, data),
             _retrieved(read_held_out(run)["gallery"], data, credit),
-            _curves(read_metrics(run / "metrics.jsonl"), result, data),
+            curves(read_metrics(run / "metrics.jsonl"), config, data, result["baselines"]),
             _data(prepared, result),
             _reproduce(run, result, config, prepared),
         ],
@@ -141,54 +134,6 @@ def _retrieved(found: dict[str, Any], data: HeldOut, credit: str) -> html.Sectio
         "where nothing is, the right answer stands beside it, dashed."
     )
     return html.section("images", "Retrieved examples", about, *examples([own]), html.soft("Images and captions: {}", credit))
-
-
-def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> html.Section:
-    """Charts in two groups: loss and scores, and diagnostics of training."""
-
-    def draw(title: str, keys: dict[str, str], note: str = "", percent: bool = False, **options: Any) -> list[Markup]:
-        """A line a key of the history, under its name, where the history has it."""
-        series: list[Series] = []
-        for i, (key, name) in enumerate(keys.items()):
-            points = {line["epoch"]: (100.0 if key in _SHARES else 1.0) * line[key] for line in history if key in line}
-            series += [Series(name or title, points, mark(i))] if points else []
-        if not series:
-            return []
-        labelled = 82.0 if len(keys) > 1 else 0.0
-        ends = [(s.name if labelled else "", s.points[min(s.points)], s.points[max(s.points)]) for s in series]
-        spans = ", ".join(f"{name} from {first:.4g} to {last:.4g}".strip() for name, first, last in ends)
-        note = note or f"{number_format.label(ends[0][2])}{' %' if percent else ''} at the end"
-        about = f"{title} over {max(series[0].points):g} epochs: {spans}"
-        drawn = lines(series, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
-        return [figure(drawn, title, note)]
-
-    learning = draw("Training loss", {"loss": ""})
-    queries = dict(zip(DIRECTIONS, (f"{len(data.sample_ids):,} images", f"{len(data.texts):,} captions"), strict=True))
-    ks, prefix = data.settings.recall_at[:3], f"retrieval/{data.dataset}"
-    recalls = {way: {f"{prefix}/{way}_recall@{k}": f"R@{k}" for k in ks} for way in DIRECTIONS}
-    # One height for both directions, so that they can be compared.
-    top = score_range((line[key] for line in history for keys in recalls.values() for key in keys if key in line), from_zero=True)
-    for way, keys in recalls.items():
-        learning += draw(f"Recall, {DIRECTIONS[way]}", keys, f"%, of {queries[way]}", percent=True, limits=top)
-    for label in data.classes:
-        path = f"zero_shot/{data.dataset}_{label}/"
-        keys = {path + "top5": "top-5", path + "top1": "top-1", path + "mean_per_class": "per class"}
-        levels = {"largest": result["baselines"][path + "top1"]["largest_class"]}
-        note = "%; dashed: top-1 of always naming the largest class"
-        learning += draw(f"Zero-shot, {label}", keys, note, percent=True, levels=levels)
-    extra = {key for line in history for key in line if "/" not in key} - _NO_CURVE - _DIAGNOSTICS.keys()
-    diagnostics = []
-    varied = {"workers": "Workers"} if len(result["machine"].get("worker_history", ())) > 1 else {}
-    for key, title in (_DIAGNOSTICS | varied | {key: key for key in sorted(extra)}).items():
-        diagnostics += draw(title, {key: ""}, percent=key in _SHARES, size=TINY)
-    return html.section(
-        "curves",
-        "Curves",
-        html.tag("h3", "Loss and scores"),
-        html.div("charts", *learning),
-        html.tag("h3", "Diagnostics"),
-        html.div("charts small", *diagnostics),
-    )
 
 
 def _data(prepared: Prepared, result: dict[str, Any]) -> html.Section:

@@ -3,7 +3,7 @@
 A run's folder, `storage/name`:
 
     config.yaml      resolved          metrics.jsonl   one line per report
-    result.json      at the end        report.html     at the end
+    result.json      at the end        report.html     after each evaluation (live_page.py), and at the end
     sessions.jsonl   each call of the command: its phases, its workers, how it ended (sessions.py)
     test.json        scores of the best checkpoint on the test split, if there is one
     checkpoint_.../  newest k          best/           by a named metric, if one is named
@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -38,8 +39,9 @@ from training.checkpoint import other_data
 from training.checkpoint_registry import ABOUT, newest_checkpoint, newest_step, put, registered, settle
 from training.config import TrainSettings
 from training.data import check_metric, open_data
+from training.diagnosis import Finding, diagnose
 from training.dry_run import check_build, check_towers
-from training.held_out import HELD_OUT, read_held_out, scores_at_start
+from training.held_out import HELD_OUT, chances_of, read_held_out, scores_at_start
 from training.lock import leased, taken
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import (
@@ -99,13 +101,14 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
     if settings.overwrite or not registered(folder):  # a run with a checkpoint has its own copies of the weights
         check_sources(settings)
     from training.final_test import run_final_test  # these import Ray Train, which takes a second
+    from training.live_page import live_page
     from training.placement import wait_for_earlier
     from training.ray_train import fit
     from training.report import write_report
 
     started_before = (folder / path_keys.LOCK).exists()
     replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
-    session = Session(folder, data.order.steps_per_epoch * settings.epochs, replaces)
+    session = Session(folder, data.order.steps_per_epoch * settings.epochs, replaces, chances_of(data.held_out[0][1]))
     with only_one(folder, display), session, interrupts.keeping(lambda: _kept(folder, replaces)):
         wait_for_earlier(folder, display)
         run_folder = None if replaces else folder
@@ -139,7 +142,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
         put(folder / "config.yaml", yaml_text.dump(plan.settings.model_dump(mode="json")))
         kept(folder, "config.yaml")
         _announce(plan, display)
-        with tracked(plan.settings, folder, display):
+        with tracked(plan.settings, folder, display), live_page(plan, folder, display):
             returned = fit(plan, folder, data_cpus, display)
         fetched(folder, HELD_OUT, *(scored.file for scored in plan.scored))
         if plan.test is not None:
@@ -289,7 +292,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
     """The content of `result.json`; its scores are the last step's on the held-out split."""
     held_out = read_held_out(folder)
     history = read_metrics(folder / "metrics.jsonl")
-    prepared = plan.stream.prepared
+    prepared, settings = plan.stream.prepared, plan.settings.model_dump(mode="json")
     numbers = [number for number, _ in groupby(line["workers"] for line in history if "workers" in line)]
     workers = numbers or [plan.settings.resources.most_workers]  # an earlier version wrote none
     packages = ("ray", "torch", "torchvision", "transformers", "timm", "pandas", "pillow", "optuna")
@@ -302,6 +305,8 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         "skipped": returned["skipped"],
         **{name: held_out[name] for name in ("metrics", "baselines", "sample_sizes")},
         **scores_at_start(history),
+        "held_out_loss": next((line["held_out_loss"] for line in reversed(history) if "held_out_loss" in line), None),
+        "findings": [asdict(finding) for finding in diagnose(history, settings, chances_of(plan.held_out), finished=True)],
         "dataset": {
             "name": prepared.name,
             "path": str(prepared.path),
@@ -356,4 +361,6 @@ def _show(result: dict[str, Any], display: Display, folder: Path) -> None:
         display.table(title, Scores.HEADER, tested.rows())
     if result.get("skipped"):
         display.line(f"{result['skipped']:,} of {result['step']:,} steps were skipped: their loss or gradient was not finite")
+    for finding in result.get("findings", ()):  # an earlier version has none
+        display.line(f"{Finding(**finding)}")
     display.line(f"report: {storage.join(place_of(folder), 'report.html')}")

@@ -2,7 +2,7 @@
 
 Each line has a `time` and an `event`; the driver writes it at once, so that also what a killed one spent is known:
 
-    start      a call begins: `total` steps; `seen` is the time of the last report of earlier calls
+    start      a call begins: `total` steps; `seen` is the time of the last report of earlier calls; `chances` (held_out.py)
     phase      `name` begins: start, features, training, test, report
     workers    they have begun to train at `step`, on `nodes`; so many steps, `redone`, had been done before
     waiting    `text` says what for; empty: no longer
@@ -12,7 +12,7 @@ Each line has a `time` and an `event`; the driver writes it at once, so that als
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,14 @@ def _write(folder: Path, lines: list[dict[str, Any]]) -> None:
 class Session:
     """A context in which a driver works on a run: notes its start, its phases and how it ends."""
 
-    def __init__(self, folder: Path, total: int, held_back: bool):
+    def __init__(self, folder: Path, total: int, held_back: bool, chances: Mapping[str, Sequence[float]] | None = None):
         """`held_back`: an earlier run is still in the folder, and nothing is written before `release`."""
-        self._folder, self._total = folder, total
+        self._folder, self._total, self._chances = folder, total, chances or {}
         self._held: list[dict[str, Any]] | None = [] if held_back else None
 
     def __enter__(self) -> "Session":
         seen = None if self._held is not None else last_report(read_metrics(self._folder / "metrics.jsonl"))
-        self._note("start", total=self._total, seen=seen)
+        self._note("start", total=self._total, seen=seen, chances=self._chances)
         self.phase("start")
         return self
 

@@ -18,7 +18,7 @@ from typing import Any
 from evaluation.reporting.number_format import count, duration
 from pipelines.io import lease, storage
 from pipelines.io.retry import shown_place
-from pipelines.program import interrupts
+from pipelines.program import interrupts, yaml_text
 from pipelines.program.causes import of_storage
 from pipelines.program.cli import Parser, refused
 from pipelines.program.display import Display
@@ -26,13 +26,14 @@ from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LOCK, place_argument
 from pipelines.program.ray_internals import SNAPSHOT
 from training.checkpoint_registry import KEPT_LIST, NEWEST, newest_step
+from training.diagnosis import Chances, Finding, diagnose
 from training.metrics_file import read_metrics
 from training.run_store import looked_at
 from training.sessions import RESTARTS, SESSIONS, history, last_report
 
 _RECENT = 20  # lines of metrics.jsonl from which the speed is taken
-_METRICS, _RESULT, _SWEEP = "metrics.jsonl", "result.json", "sweep.json"
-_READ = {SESSIONS, RESTARTS, _METRICS, _RESULT, _SWEEP, NEWEST, KEPT_LIST, SNAPSHOT, LOCK}
+_METRICS, _RESULT, _SWEEP, _CONFIG = "metrics.jsonl", "result.json", "sweep.json", "config.yaml"
+_READ = {SESSIONS, RESTARTS, _METRICS, _RESULT, _SWEEP, _CONFIG, NEWEST, KEPT_LIST, SNAPSHOT, LOCK}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Status:
     seconds_left: float | None  # of training, without evaluations to come
     said: float | None  # when the last line was written, in seconds since 1970
     costs: dict[str, Any]  # see training.sessions.history
+    findings: list[Finding]
 
 
 def status_of(place: Path | str) -> Status:
@@ -80,7 +82,17 @@ def _status(folder: Path, works: bool) -> Status:
         left,
         said,
         history(folder, time.time() if works else None),
+        _findings(folder, lines, events, finished),
     )
+
+
+def _findings(folder: Path, lines: list[dict[str, Any]], events: list[dict[str, Any]], finished: bool) -> list[Finding]:
+    """Those of the result, or of what there is so far."""
+    if finished and (kept := json.loads((folder / _RESULT).read_text(encoding="utf-8")).get("findings")) is not None:
+        return [Finding(**finding) for finding in kept]
+    config = yaml_text.parse((folder / _CONFIG).read_text(encoding="utf-8")) if (folder / _CONFIG).exists() else {}
+    chances: Chances = next((event["chances"] for event in reversed(events) if "chances" in event), {})
+    return diagnose(lines, config, chances, finished)
 
 
 def is_run(folder: Path) -> bool:
@@ -169,6 +181,7 @@ def described(status: Status, now: float, price: float | None = None) -> list[tu
     ]
     told = {line["cause"] for line in costs["restarts"]}
     facts += [("hung", f"{_clock(line['time'])}: {line['text']}") for line in costs["stalls"] if line["text"] not in told]
+    facts += [("finding", f"{finding}") for finding in status.findings]
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in costs["seconds"].items())
     facts.append(("sessions", f"{costs['sessions']:,}" + (f": {spent}" if spent else "")))
     facts.append(("steps done again", f"{costs['redone_steps']:,}"))

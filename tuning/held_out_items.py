@@ -36,6 +36,14 @@ class Items:
 
 def write_items(place: Path, scored: Sequence[tuple[Prepared, HeldOut, Mapping[str, np.ndarray]]]) -> None:
     """Write the items of each held-out split, from its data and embeddings (images, texts, prompts), atomically."""
+    arrays = _arrays(scored)
+    partial = place / f"{FILE}.partial-{os.getpid()}"
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    partial.rename(place / FILE)
+
+
+def _arrays(scored: Sequence[tuple[Prepared, HeldOut, Mapping[str, np.ndarray]]]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for number, (prepared, data, rows) in enumerate(scored):
         parts = items.contributions(data, rows["images"], rows["texts"], rows["prompts"])
@@ -43,10 +51,7 @@ def write_items(place: Path, scored: Sequence[tuple[Prepared, HeldOut, Mapping[s
         arrays[f"groups-{number}"] = np.array([_key(f"{data.dataset}\0{group}") for group in groups])
         arrays[f"metrics-{number}"] = np.array(list(parts))
         arrays[f"parts-{number}"] = np.array(list(parts.values()), dtype=np.float32)
-    partial = place / f"{FILE}.partial-{os.getpid()}"
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    partial.rename(place / FILE)
+    return arrays
 
 
 def read_items(trial: Path, score: Sequence[str]) -> Items | None:
@@ -56,6 +61,17 @@ def read_items(trial: Path, score: Sequence[str]) -> Items | None:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return None
+    return _items(arrays, score)
+
+
+def items_of(prepared: Prepared, data: HeldOut, rows: Mapping[str, np.ndarray], scores: Sequence[str]) -> dict[str, Items]:
+    """Of each score alone, of a single split, where it has items."""
+    arrays = _arrays([(prepared, data, rows)])
+    found = {score: _items(arrays, [score]) for score in scores}
+    return {score: items for score, items in found.items() if items is not None}
+
+
+def _items(arrays: Mapping[str, Any], score: Sequence[str]) -> Items | None:
     missing = set(score)
     keys, of, parts, shares = [], [], [], []
     reach: list[float] = []

@@ -18,6 +18,7 @@ _EVERY = 10.0  # minimum number of seconds between two lines without a terminal
 _LINES = 20  # maximum number of lines over the time so far, after that
 _REFRESH = 30.0  # minimum number of seconds between two reports
 _SHARE = 0.05  # maximum share of the time spent on writing reports
+_LATEST = 300.0  # maximum number of seconds without a report, as running trials have longer curves
 
 
 class Board:
@@ -95,7 +96,7 @@ class Board:
 
 
 class Refresher:
-    """Writes the report of a running sweep in a thread if there are new results, at most 5 % of the time."""
+    """Writes the report of a running sweep in a thread if there are new results, or after a while, at most 5 % of the time."""
 
     def __init__(self, write: Callable[[], Any], display: Display):
         self._write, self._display, self._ended = write, display, 0
@@ -120,7 +121,7 @@ class Refresher:
     def _work(self) -> None:
         pause = _REFRESH
         while not self._stop.wait(pause):
-            self._news.wait()
+            self._news.wait(_LATEST)
             self._news.clear()
             if self._stop.is_set():
                 return

@@ -63,7 +63,7 @@ def write_tables(
 def _row_keys(settings: SweepSettings) -> list[str]:
     start = ["trial", "cell", "phase", "point", "seed"]
     start += [*map(_column, settings.grid), *map(_column, settings.space), "status", "reason", "split", "score"]
-    return [*start, "train_samples", "epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
+    return [*start, "train_samples", "epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "findings", "command"]
 
 
 def _row(
@@ -97,6 +97,7 @@ def _row(
     row |= {"epochs": outcome.epochs, "samples": outcome.samples}
     row |= {"seconds": outcome.seconds, "peak_memory_gib": outcome.peak_memory_gib, "loss": outcome.loss}
     row |= {"started": (folder.of(trial.name) / "trial.json").stat().st_mtime}
+    row |= {"findings": ", ".join(finding["kind"] for finding in outcome.findings)}
     row |= {"command": command(settings.base, trial.name, overrides)}
     return row | outcome.metrics
 

@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
+from pipelines.program.ray_internals import empty_trial
 from training.config import TrainSettings
 from training.placement import give_back
 from training.stopping import ask, forget
@@ -125,7 +126,7 @@ class Follow(TrialProgressCallback):
     """Replaces Tune's own progress: calls `on_step` in every iteration of its loop, `on_death` with the name of a dead trial.
 
     `on_step` gets whether all trials that are under way wait for resources. `keep`: whether loggers need the settings of a trial
-    that has ended. Tune keeps every trial, and its state as text, until the sweep ends, and most of both are its settings.
+    that has ended.
     """
 
     def __init__(self, on_step: Callable[[bool], None], on_death: Callable[[str], None], keep: bool = False):
@@ -155,7 +156,7 @@ class Follow(TrialProgressCallback):
     def _let_go(self, trial: Any) -> None:
         if not self._keep:
             trial.config.pop("tree", None)
-            trial.evaluated_params.clear()
+            empty_trial(trial)
 
 
 def loggers(settings: SweepSettings, folder: Path) -> list[Any]:

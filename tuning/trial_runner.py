@@ -8,7 +8,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from training.checkpoint_registry import settle
 from training.config import TrainSettings
+from training.diagnosis import diagnose
 from training.dry_run import check_build
 from training.held_out import HELD_OUT
 from training.in_process import fit_inline
@@ -57,8 +58,9 @@ def run_trial(config: dict[str, Any]) -> None:
         except Stopped:  # the whole sweep stops; without an outcome the trial resumes with it
             return
         except Exception as error:
-            outcome = _failure(error, read_metrics(folder / "metrics.jsonl"))
-            outcome = replace(outcome, reason=outcome.reason.replace(str(folder), place))
+            lines = read_metrics(folder / "metrics.jsonl")
+            outcome, found = _failure(error, lines), [asdict(finding) for finding in diagnose(lines, config["tree"])]
+            outcome = replace(outcome, reason=outcome.reason.replace(str(folder), place), findings=found)
         finished(folder)
         # A run that was stopped from outside may fail after the sweep has recorded the stop.
         fetched(folder, "outcome.json")
@@ -104,7 +106,8 @@ def _train(config: dict[str, Any], place: Path) -> Outcome:
         write_items(place, [(scored.images.prepared, scored.data, np.load(place / scored.file)) for scored in plan.scored])
     kept(place, "tensorboard", FILE)
     # The stored result, not the last line of metrics.jsonl: that can be lost if a driver dies.
-    return Outcome(**vars(outcome) | {"metrics": result["metrics"], "train_samples": result["dataset"]["train_samples"]})
+    told = {"metrics": result["metrics"], "train_samples": result["dataset"]["train_samples"], "findings": result["findings"]}
+    return Outcome(**vars(outcome) | told)
 
 
 class _Report(TuneReportCallback):

@@ -125,6 +125,7 @@ class Outcome:
     loss: float = math.nan
     peak_memory_gib: float = math.nan
     train_samples: int | None = None  # in its training split, or the fraction of it that the trial trains on
+    findings: list[dict[str, str]] = field(default_factory=list)  # `training.diagnosis`; of a trial that was stopped none
 
 
 class Folder:

@@ -71,7 +71,24 @@ def examples(galleries: Sequence[Gallery], open: bool = True) -> list[Markup]:
             shown = (f"{hit:,}" + (f" ({g.model.name})" if g.model else "") for g, hit in zip(galleries, hits, strict=True))
             about = soft("A right {} is shown for {} of {:,}.", found[:-1], ", ".join(shown), len(items))
             elements.append(more(title, about, tag("ol", *items, style="cards" * (kind == "images")), open=open))
+    for gallery in galleries:
+        if errors := gallery.examples.get("errors"):
+            of = f" of {gallery.model.name}" if gallery.model else ""
+            about = soft("Images whose own caption comes just behind a wrong one, those that miss by least first; with cosines.")
+            cards = tag("ol", *(_error(gallery, error) for error in errors), style="cards")
+            elements.append(more(f"Nearest errors{of}", about, cards, open=open and gallery.model is None))
     return elements
+
+
+def _error(gallery: Gallery, error: Mapping[str, Any]) -> Markup:
+    """An image with the caption that it preferred and its own."""
+    lines = []
+    for name, place, cosine in zip(("wrong", "right"), (1, error["place"]), error["cosines"], strict=True):
+        hidden = tag("span", f"{name}: ", style="hidden")
+        text = tag("span", hidden, error[name], style="clamp", title=error[name])
+        mark = tag("span", f"{ordinal(place)}, {cosine:.3f}", style="place")
+        lines.append(tag("li", mark, text, style="hit" * (name == "right")))
+    return tag("li", gallery.thumb(error["image"], error["right"]), div("answers", tag("ol", *lines)), style="miss")
 
 
 def _of(total: int | None) -> str:

@@ -17,7 +17,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
+<link rel="icon" href="data:,">{}
 <title>{}: {}</title>
 <style>
 {}
@@ -40,19 +40,29 @@ _PAGE = """<!doctype html>
 """
 
 
-def page(name: str, over: str, headline: str, lead: Sequence[str], sections: Iterable[html.Section | None], footer: str) -> str:
+def page(
+    name: str,
+    over: str,
+    headline: str,
+    lead: Sequence[str],
+    sections: Iterable[html.Section | None],
+    footer: str,
+    reload: int | None = None,
+) -> str:
     """A whole page.
 
     Args:
         name: what the page is about; over: the line above the headline; lead: what follows it, before the links to the sections.
+        reload: seconds after which a browser reads it again, as it is written anew; None: it is final.
     """
+    again = Markup("") if reload is None else html.fill('\n<meta http-equiv="refresh" content="{}">', reload)
     shown = [section for section in sections if section]
     links = html.join(*(html.fill('<a href="#{}">{}</a>', section.id, section.title) for section in shown))
     colours = [f".m{i} {{ --c: var(--m{i}); }}" for i in range(COLOURS)]
     colours += [f"svg .shade-{i} {{ stroke: var(--shade-{i}); stroke-opacity: .65; }}" for i in range(SHADES)]
     style = Markup("\n".join([*colours, _STYLE.read_text(encoding="utf-8")]))
     title, body = html.fill("{}", headline).striptags(), html.join(*(section.content for section in shown))
-    return str(html.fill(_PAGE, name, title, style, over, headline, html.join(*lead), links, body, footer))
+    return str(html.fill(_PAGE, again, name, title, style, over, headline, html.join(*lead), links, body, footer))
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from pipelines.prepare.repeated_captions import shared_caption
 from pipelines.program.settings_base import Settings
 
 _SHOWN, _FOUND = 10, 5  # examples each way, and what is shown for each
+_ERRORS, _LOOKED = 8, 2000  # errors that are shown, and images at even distances among which they are looked for
 _THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
 _SPREAD = 5000  # rows at most of which uniformity, which is quadratic, is computed
 _GEOMETRY = {
@@ -148,7 +149,7 @@ class Retrieval:
         """Evenly spaced captions with the images found for them, and the reverse.
 
         Images are named by their positions. `place` is that of the best right one, from 1; None where its score is NaN. `alt`
-        says what each image shows that occurs: the first of its own captions.
+        says what each image shows that occurs: the first of its own captions. `errors`: see `_errors`.
         """
         images, texts, right = rows[self.images], rows[self.texts], self.content.texts_of_image
         owner, (owners, members) = self._owners(), self._pairs
@@ -156,8 +157,11 @@ class Retrieval:
         found_images, found_texts = retrieval.top(texts[by_text], images, _FOUND), retrieval.top(images[by_image], texts, _FOUND)
         text_ranks = retrieval.ranks(texts[by_text], images, [owners[members == t] for t in by_text])
         image_ranks = retrieval.ranks(images[by_image], texts, [right[i] for i in by_image])
-        shown = sorted({*found_images.ravel().tolist(), *by_image.tolist(), *owner[by_text].tolist()})
+        errors = self._errors(images, texts)
+        failed = [int(error["image"]) for error in errors]
+        shown = sorted({*found_images.ravel().tolist(), *by_image.tolist(), *owner[by_text].tolist(), *failed})
         return {
+            "errors": errors,
             "captions": [
                 {
                     "caption": self.content.texts[t],
@@ -178,6 +182,25 @@ class Retrieval:
             ],
             "alt": {str(i): self.content.texts[int(next(iter(np.flatnonzero(owner == i)), right[i][0]))] for i in shown},
         }
+
+    def _errors(self, images: np.ndarray, texts: np.ndarray) -> list[dict[str, Any]]:
+        """Images whose first right caption comes just behind wrong ones, those that miss by least first.
+
+        `wrong` is the caption that came first, `right` the first right one, at `place` from 1; `cosines` are of these two.
+        """
+        looked = _evenly(len(images), _LOOKED)
+        near: list[tuple[float, dict[str, Any]]] = []
+        for i, found in zip(looked, retrieval.top(images[looked], texts, _FOUND), strict=True):
+            places = np.flatnonzero(np.isin(found, self.content.texts_of_image[i]))
+            if len(places) and places[0] > 0:
+                chosen = found[[0, places[0]]]
+                norms = np.linalg.norm(images[i]) * np.linalg.norm(texts[chosen], axis=1)
+                wrong, right = (texts[chosen] @ images[i] / norms).tolist()
+                captions = {"wrong": self.content.texts[chosen[0]], "right": self.content.texts[chosen[1]]}
+                near.append(
+                    (wrong - right, {"image": str(i), **captions, "place": int(places[0]) + 1, "cosines": [wrong, right]})
+                )
+        return [error for _, error in sorted(near, key=lambda entry: entry[0])[:_ERRORS]]
 
     def thumbnails(self, gallery: dict[str, Any]) -> dict[str, str]:
         """The images that occur in a gallery, small, as data URIs by their names there."""

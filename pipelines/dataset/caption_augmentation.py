@@ -1,15 +1,26 @@
-"""Reworded captions: easy data augmentation (EDA; Wei and Zou, EMNLP 2019, arXiv 1901.11196), as DeCLIP uses it.
+"""Changed captions: one sentence of a long one; and other words, by easy data augmentation as DeCLIP uses it.
 
-One of three changes is drawn for each caption: replace some words with synonyms, swap some pairs of words, or drop some words.
-The number is a fraction of the caption's words. If a change does not apply, another is tried; a single word without a synonym is
-unchanged.
+EDA (Wei and Zou, EMNLP 2019, arXiv 1901.11196): one of three changes is drawn for each caption: replace some words with synonyms,
+swap some pairs of words, or drop some words. The number is a fraction of the caption's words. If a change does not apply, another
+is tried; a single word without a synonym is unchanged.
 """
+
+import re
 
 import numpy as np
 
 from pipelines.dataset.synonyms import SYNONYMS
 
+_BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _SHARE = 0.1  # of the words
+
+
+def one_sentence(caption: str, chance: float, random: np.random.Generator) -> str:
+    """A caption of several sentences cut to one of them with this chance, or unchanged."""
+    sentences = _BETWEEN_SENTENCES.split(caption.strip())
+    if len(sentences) < 2 or random.random() >= chance:
+        return caption
+    return sentences[int(random.integers(len(sentences)))]
 
 
 def other_words(caption: str, random: np.random.Generator) -> str:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.batch import Batch
-from pipelines.dataset.caption_augmentation import other_words
+from pipelines.dataset.caption_augmentation import one_sentence, other_words
 from pipelines.dataset.images import REASONS, BadImage
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
@@ -96,6 +96,7 @@ class Stream:
     strong_from: int = 0  # the first step whose batch has them
     frozen_features: FrozenFeatures | None = None  # of the columns neighbour_ids, frozen_image_features, frozen_text_features
     frozen_tokenizer: TextTokenizer | None = None  # of the columns frozen_text, frozen_mask
+    sentences: float = 0.0  # chance that a caption is cut to one of its sentences
     captions: int = 1  # of a sample; all but the first are in the columns more_*
     texts: tuple[str, ...] = ()  # labels, of the columns label_*
     numbers: tuple[str, ...] = ()  # labels, of the column of that name
@@ -221,6 +222,10 @@ class Stream:
         result: dict[str, Any] = {}
         if "captions" in lists:
             texts = pc.list_flatten(rows["captions"]).take(pa.array(places.ravel())).to_pylist()
+            if self.sentences:
+                keys = [(int(i), place) for i in sample_ids for place in range(self.captions)]
+                randoms = [generator("sentence", self.seed, epoch, *key) for key in keys]
+                texts = [one_sentence(text, self.sentences, random) for text, random in zip(texts, randoms, strict=True)]
             chosen = [texts[start : start + self.captions] for start in range(0, len(texts), self.captions)]
             result |= {"captions": [row[0] for row in chosen], "more": [row[1:] for row in chosen]}
         if "text_id" in lists:

@@ -75,6 +75,19 @@ def let_trials_wait(count: int) -> None:
     os.environ[_PENDING_TRIALS] = str(count)
 
 
+def empty_trial(trial: Any) -> None:
+    """Drop what a trial that has ended holds of its settings and scores.
+
+    Tune keeps every trial until the sweep ends, with its last result, statistics of each score, and all of it as text once more.
+    """
+    known = trial.run_metadata  # tune/trainable/metadata.py
+    for values in (trial.evaluated_params, known.metric_analysis, known.metric_n_steps):
+        values.clear()
+    known.last_result = {key: known.last_result[key] for key in ("done", "training_iteration") if key in known.last_result}
+    trial.experiment_tag = trial.trial_id  # which lists the settings
+    trial.invalidate_json_state()
+
+
 # --- nodes ---------------------------------------------------------------------------------------------------------------------
 
 # The resource that every head node has, and no other (HEAD_NODE_RESOURCE_NAME in _common/constants.py).

@@ -1,10 +1,10 @@
-"""Captions in other words: one change, as large as its share, keyed and never to nothing."""
+"""One sentence of a caption; captions in other words: one change, as large as its share, keyed and never to nothing."""
 
 from collections import Counter
 
 import pytest
 
-from pipelines.dataset.caption_augmentation import other_words
+from pipelines.dataset.caption_augmentation import one_sentence, other_words
 from pipelines.dataset.synonyms import SYNONYMS
 from pipelines.program.randomness import generator
 
@@ -64,3 +64,12 @@ def test_the_table_goes_both_ways_and_never_to_itself() -> None:
     for word, others in SYNONYMS.items():
         assert word == word.lower() and word not in others and others
         assert all(word in SYNONYMS[other] for other in others)
+
+
+def test_a_sentence_is_drawn_as_often_as_asked_for_and_each_alike() -> None:
+    caption = "A dog runs. It is 3.5 years old! Is it brown?"
+    found = Counter(one_sentence(caption, 0.6, generator("sentence", 0, 0, sample, 0)) for sample in range(2000))
+    assert set(found) == {caption, "A dog runs.", "It is 3.5 years old!", "Is it brown?"}
+    for text, expected in {caption: 0.4, "A dog runs.": 0.2, "It is 3.5 years old!": 0.2, "Is it brown?": 0.2}.items():
+        assert abs(found[text] / 2000 - expected) < 0.05
+    assert {one_sentence("a dog", 1.0, generator("sentence", 0, 0, sample, 0)) for sample in range(20)} == {"a dog"}

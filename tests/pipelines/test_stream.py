@@ -1,5 +1,6 @@
 """Streams: exactly the columns asked for, and a step's content that depends on neither workers nor where a run began."""
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.dataset.batch import Batch, Needs, columns
-from pipelines.dataset.caption_augmentation import other_words
+from pipelines.dataset.caption_augmentation import one_sentence, other_words
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import whole_images
@@ -144,6 +145,22 @@ def test_hidden_words_may_be_those_of_the_caption_itself_and_it_may_be_said_othe
         shown = [captions[i][text_ids[i].index(text)] for i, text in zip(ids, batch["text_id"].tolist(), strict=True)]
         others, mask = tokenizer([other_words(t, generator("eda", 2, epoch, i)) for t, i in zip(shown, ids, strict=True)])
         assert np.array_equal(batch["other_text"].numpy(), others) and np.array_equal(batch["other_mask"].numpy(), mask)
+
+
+def test_a_sentence_of_a_caption_is_that_of_sample_and_epoch(
+    stamps: Prepared, tokenizer: TextTokenizer, features: tuple[Path, Path]
+) -> None:
+    stream = stream_of(stamps, tokenizer, features, {"text", "text_mask", "image_id", "text_id"})
+    stream = dataclasses.replace(stream, sentences=0.7)
+    texts, cut = stamps.texts().to_pylist(), 0
+    for epoch in range(3):
+        found = stream.here(Item(np.arange(40), epoch))
+        shown = [texts[i] for i in found["text_id"].tolist()]
+        randoms = [generator("sentence", 2, epoch, i, 0) for i in range(40)]
+        expected = [one_sentence(text, 0.7, random) for text, random in zip(shown, randoms, strict=True)]
+        assert np.array_equal(found["text"].numpy(), tokenizer(expected)[0])
+        cut += sum(text != whole for text, whole in zip(expected, shown, strict=True))
+    assert cut > 0
 
 
 def test_batches_follow_the_order_and_describe_their_samples(

@@ -145,6 +145,30 @@ def test_the_fingerprint_is_what_decides_the_rows(stamps: Prepared, tmp_path: Pa
     assert len({first, *found}) == 5
 
 
+def test_a_run_with_lora_opens_as_plain_towers(stamps: Prepared, tmp_path: Path) -> None:
+    lora = {"lora": {"rank": 2}}
+    image = {"name": "conv", "image_size": 12, "channels": [8, 16]} | lora
+    text = {"name": "transformer", "width": 16, "layers": 1, "vocabulary_size": 100, "max_tokens": 8} | lora
+    state = save(stamps, tmp_path / "run", image_tower=image, text_tower=text)
+    start = load_embedder(str(tmp_path / "run")).embed_texts(["a thing"])
+    saved = load_tree(tmp_path / "run", "state")
+    for name, value in saved["encoder"].items():
+        if name.endswith("0.b"):
+            value.normal_()
+    save_tree(saved, tmp_path / "run", "state")
+    opened = CheckpointEmbedder(resealed(tmp_path / "run"))
+    encoder: Any = state.encoder.eval()
+    encoder.load_state_dict(saved["encoder"])
+    images = torch.randint(0, 256, (3, 3, 12, 12), dtype=torch.uint8)
+    ids = torch.randint(0, 50, (3, 8))
+    plain = opened._encoder
+    with torch.no_grad():
+        torch.testing.assert_close(plain.embed_images(images), encoder.embed_images(images))
+        torch.testing.assert_close(plain.embed_texts(ids, ids > 9), encoder.embed_texts(ids, ids > 9))
+    assert np.abs(start - opened.embed_texts(["a thing"])).max() > 0.01
+    assert not [name for name in plain.state_dict() if "parametrizations" in name]
+
+
 def test_a_locked_towers_weights_are_in_it(stamps: Prepared, tmp_path: Path) -> None:
     """They are not in the checkpoint: another file in the same place is another model."""
     import timm

@@ -481,6 +481,11 @@ def test_numbers_of_workers_are_told_where_there_were_several(made: Made, tmp_pa
     prepared = prepare_by_hand(tmp_path / "data", [["one"], ["two"]])
     result, data, _ = run_by_hand(tmp_path / "run", prepared)
     result["machine"] |= {"workers": 2, "worker_history": [1, 3, 2]}
+    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    changing = [
+        json.dumps(line | {"workers": workers}) + "\n" for line, workers in zip(history, (1, 1, 3, 3, 3, 2, 2, 2), strict=True)
+    ]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(changing))
     result["history"] = {"sessions": 4321, "redone_steps": 8765, "worker_hours": 76.5, "gpu_hours": 54.3}
     write_report(tmp_path / "run", result, data)
     page = read(tmp_path / "run" / "report.html")
@@ -562,3 +567,32 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Traceback" not in error
     return error
+
+
+def test_nearest_errors_are_wrong_by_least_and_show_both_captions(made: Made):
+    cards = made.page.all("li", "miss")
+    scores = made.rows["images"] @ made.rows["texts"].T
+    margins = {}
+    for i, row in enumerate(scores):
+        own = [t for t, text in enumerate(made.data.texts) if t in made.data.texts_of_image[i]]
+        order = np.argsort(-row)
+        place = min(list(order).index(t) for t in own)
+        if 0 < place < 5:
+            margins[i] = row[order[0]] - row[order[place]]
+    nearest = sorted(margins, key=lambda i: margins[i])[:8]
+    assert 1 < len(nearest) < len(scores) and [sample_of(card.children[0]) - TRAIN for card in cards] == nearest
+    for card, i in zip(cards, nearest, strict=True):
+        order = np.argsort(-scores[i])
+        wrong, right = card.all("li")
+        assert wrong.all("span", "clamp")[0].attributes["title"] == made.data.texts[order[0]]
+        assert right.all("span", "clamp")[0].attributes["title"] in [made.data.texts[t] for t in made.data.texts_of_image[i]]
+        assert "hit" in right.attributes["class"].split() and "hit" not in wrong.attributes.get("class", "").split()
+        assert f"{scores[i][order[0]]:.3f}" in wrong.text and f"{scores[i][order[0]] - margins[i]:.3f}" in right.text
+
+
+def test_findings_stand_at_the_top(made: Made, tmp_path: Path):
+    assert not made.page.all("div", "advice")  # a result of an earlier version has none
+    found = {"kind": "overfitting", "evidence": "the loss <rose>", "advice": "Try fewer epochs"}
+    write_report(made.run, made.result | {"findings": [found]}, made.data)
+    (block,) = read(made.run / "report.html").all("header")[0].all("div", "advice")
+    assert all(words in block.text for words in ("Overfitting", "the loss <rose>.", "Try fewer epochs."))

@@ -26,7 +26,8 @@ SPACE = {
 LR, TEMPERATURE = {"low": 1e-4, "high": 1.0, "log": True}, {"low": 0.01, "high": 1.0, "log": False}
 START = ["trial", "cell", "phase", "point", "seed", "objective.name", "optimizer.name", *SPACE]
 END = ["status", "reason", "split", "score", "train_samples"]
-END += ["epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
+FOUND = [{"kind": kind, "evidence": "e", "advice": "a"} for kind in ("overfitting", "idle input")]
+END += ["epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "findings", "command"]
 
 
 def put(folder: Folder, trial: Trial, lines: Sequence[dict[str, Any]] = (), outcome: Outcome | None = None) -> Trial:
@@ -95,7 +96,7 @@ def trials(folder: Folder) -> list[Trial]:
             folder,
             trial(0, {"optimizer.lr": 0.1, "head.name": "mlp", "objective.temperature": 0.07}, phase="final", seed=1),
             both,
-            Outcome("finished", "", False, {"m/a": 41.0, "m/b": 39.0, "zero/c": 8.0}, 2.0, 200, 3.5, 0.5, 0.75),
+            Outcome("finished", "", False, {"m/a": 41.0, "m/b": 39.0, "zero/c": 8.0}, 2.0, 200, 3.5, 0.5, 0.75, findings=FOUND),
         ),
     ]
     return found
@@ -104,6 +105,7 @@ def trials(folder: Folder) -> list[Trial]:
 def test_a_row_a_trial_with_its_columns_in_order(folder: Folder, sweep: SweepSettings, trials: list[Trial]) -> None:
     table, _ = tables(folder, sweep, trials)
     assert list(table) == [*START, *END, "m/a", "m/b", "zero/c"]
+    assert list(table["findings"]) == ["", "", "", "", "", "overfitting, idle input"]
     assert table["trial"].tolist() == [
         *("clip-sgd-p0", "clip-sgd-p1", "vicreg-adamw-p0", "vicreg-adamw-p1", "vicreg-adamw-p2"),
         "clip-sgd-p0-seed1",
@@ -148,7 +150,7 @@ def test_columns_have_types_that_a_table_can_be_worked_with(folder: Folder, swee
 
 def test_the_csv_says_the_same(folder: Folder, sweep: SweepSettings, trials: list[Trial]) -> None:
     table, _ = tables(folder, sweep, trials)
-    read = pd.read_csv(folder.path / "trials.csv").fillna({"reason": ""})
+    read = pd.read_csv(folder.path / "trials.csv").fillna({"reason": "", "findings": ""})
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
 
 

@@ -19,6 +19,7 @@ from tests.tuning.pages import headline, markdown_tables, page_of, plain, sectio
 from tests.tuning.tables import BEGUN, CELLS, FINALS, I2T, MORE, NAN_REASON, T2I, final_rows, row, search_rows, write
 from tuning.held_out_items import FILE
 from tuning.reporting import write_report
+from tuning.trials import Outcome, end
 
 NASTY = "<script>alert('x')</script> & \"quotes\" | _*`"
 
@@ -406,3 +407,28 @@ def test_what_is_missing_or_broken_is_one_line(tmp_path: Path, name: str):
     with refused(f"{tmp_path / name}", tmp_path):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_findings_are_counted_by_kind_and_those_of_the_best_are_in_words(tmp_path: Path):
+    assert not [part for part in page_of(tmp_path / "none", final_rows()).all("section") if part.attributes["id"] == "findings"]
+    trials = [
+        trial | {"findings": "overfitting, idle input" if trial["seed"] else "idle input"}
+        for trial in search_rows() + final_rows()
+    ]
+    for trial in trials:
+        place = tmp_path / "some" / "trials" / trial["trial"]
+        place.mkdir(parents=True)
+        end(place, Outcome("finished", findings=[{"kind": "idle input", "evidence": trial["trial"], "advice": "Try it"}]))
+    found = section(page_of(tmp_path / "some", trials), "findings")
+    numbers = {kind: int(number) for kind, _, number in table_rows(found.all("table")[0])}
+    assert numbers == {"idle input": len(trials), "overfitting": sum(trial["seed"] > 0 for trial in trials)}
+    (block,) = found.all("div", "advice")
+    leaders = [trial["trial"] for trial in final_rows() if trial["cell"] == "sogclr, adamw"]
+    assert any(f"Idle input: {trial}. Try it." in plain(block) for trial in leaders)
+
+
+def test_only_the_page_of_a_sweep_that_runs_is_read_again_by_the_browser(tmp_path: Path, folder: Path):
+    reloads = []
+    for page in (read(folder / "report.html"), page_of(tmp_path / "begun", search_rows(), **BEGUN)):
+        reloads.append([meta for meta in page.all("meta") if meta.attributes.get("http-equiv") == "refresh"])
+    assert not reloads[0] and len(reloads[1]) == 1

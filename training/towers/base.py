@@ -19,6 +19,7 @@ from pipelines.io import hub
 from pipelines.io.artifacts import fingerprint, resolve
 from pipelines.program.errors import UserError
 from pipelines.program.settings_base import Settings
+from training.towers.lora import LoraSettings
 
 Mode = Literal["trainable", "frozen", "locked"]
 
@@ -46,7 +47,7 @@ class Tower(nn.Module):
 class TowerSettings(Settings):
     """Settings of all towers. `how_it_trains`: the keys that do not decide its features."""
 
-    how_it_trains: ClassVar[tuple[str, ...]] = ("mode", "lr_scale", "layer_decay", "frozen_blocks", "recompute")
+    how_it_trains: ClassVar[tuple[str, ...]] = ("mode", "lr_scale", "layer_decay", "frozen_blocks", "lora", "recompute")
     mode: Mode = Field(
         "trainable",
         description="trainable; frozen: runs, not trained; locked: features are computed once and stored, only heads train",
@@ -58,13 +59,15 @@ class TowerSettings(Settings):
     frozen_blocks: int | None = Field(
         None, ge=0, description="train neither the first N blocks nor what comes before them; 0: only the latter; null: train all"
     )
-
+    lora: LoraSettings | None = Field(
+        None, description="train a change of low rank of each weight matrix in the blocks, and nothing else; null: train all"
+    )
     recompute: bool = Field(
         False,
         description="activation checkpointing: run each block again in the backward pass instead of keeping its activations",
     )
 
-    @field_validator("lr_scale", "layer_decay", "frozen_blocks", "recompute")
+    @field_validator("lr_scale", "layer_decay", "frozen_blocks", "lora", "recompute")
     @classmethod
     def _trains(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None

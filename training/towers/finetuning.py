@@ -1,4 +1,4 @@
-"""How a tower trains: which of its parameters, at what share of the learning rate, and what it keeps for the backward pass."""
+"""How a tower trains: which of its parameters or what beside them, at what rate, and what it keeps for the backward pass."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipelines.program.errors import UserError
+from training.towers import lora
 from training.towers.base import Tower, TowerSettings
 from training.towers.depth import Depth, depth_of
 
@@ -22,7 +23,7 @@ def prepare(tower: Tower, settings: TowerSettings, inputs: tuple[Tensor, ...], k
     """
     if settings.mode == "frozen":
         tower.requires_grad_(False)
-    by_depth = [name for name in ("layer_decay", "frozen_blocks", "recompute") if settings.sets(name)]
+    by_depth = [name for name in ("layer_decay", "frozen_blocks", "lora", "recompute") if settings.sets(name)]
     if not by_depth:
         trained = [name for name, p in tower.named_parameters() if p.requires_grad]
         tower.lr_scales = dict.fromkeys(trained, settings.lr_scale)
@@ -32,9 +33,14 @@ def prepare(tower: Tower, settings: TowerSettings, inputs: tuple[Tensor, ...], k
         problem = f"{getattr(settings, 'name', 'this tower')} has no blocks that follow one another"
         raise UserError(f"{key}.{by_depth[0]}", problem, f"leave out {key}.{f' and {key}.'.join(by_depth)}")
     _freeze(tower, settings, depth, key)
+    if settings.lora is not None:
+        tower.requires_grad_(False)
+        if not lora.add(depth.blocks[settings.frozen_blocks or 0 :], settings.lora):
+            problem = f"{getattr(settings, 'name', 'this tower')} has no linear layer, convolution or attention in its blocks"
+            raise UserError(f"{key}.lora", problem, f"leave it out, or pass {key}.mode=frozen")
     deepest = len(depth.blocks) + 1
     tower.lr_scales = {
-        name: settings.lr_scale * settings.layer_decay ** (deepest - depth.of[name])
+        name: settings.lr_scale * settings.layer_decay ** (deepest - depth.of[lora.plain_name(name)])
         for name, p in tower.named_parameters()
         if p.requires_grad
     }

@@ -20,8 +20,9 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings_base import digest
 from training.towers.base import Tower, TowerSettings, freeze_unreached
 from training.towers.image import ImageTower, ImageTowerSettings
+from training.towers.long_text import with_positions
 from training.towers.pixels import Pixels
-from training.towers.text import TextTower, TextTowerSettings
+from training.towers.text import STRETCH, TextTower, TextTowerSettings
 
 # Sizes of the other half, which is built and discarded.
 _SMALL_TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
@@ -188,6 +189,7 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
     """The text half of an open_clip model, with its projection."""
 
     max_tokens: int = Field(77, ge=2, description="captions are cut to this many tokens")
+    stretch_positions: bool = STRETCH
 
     def tokenizer(self, corpus: Callable[[], list[str]], key: str = "text_tower") -> TextTokenizer:
         text = self.config(key)["text_cfg"]
@@ -195,9 +197,9 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
             problem = f"the text half of open_clip's {self.model} does not use CLIP's tokenizer, which is the only one supported"
             raise UserError(f"{key}.model", problem, "choose another model")
         context = text.get("context_length", 77)
-        if self.max_tokens > context:
+        if self.max_tokens > context and not self.stretch_positions:
             problem = f"{self.max_tokens} is more than the {context} of open_clip's {self.model}"
-            raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={context}")
+            raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={context}, or {key}.stretch_positions=true")
         options = dict(text.get("tokenizer_kwargs") or {})
         clean = options.pop("clean", "lower")
         if options:
@@ -207,8 +209,14 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
         return TextTokenizer(_byte_pairs(), self.max_tokens, clean=clean)
 
     def build(self, vocabulary_size: int, key: str = "text_tower") -> TextTower:
-        config = self.config(key)
-        return self._tower(self.load(key), config).describe(config=config)
+        config, model = self.config(key), self.load(key)
+        context = config["text_cfg"].get("context_length", 77)
+        if self.max_tokens > context:
+            config = config | {"text_cfg": config["text_cfg"] | {"context_length": self.max_tokens}}
+            more = self.rebuilt(config)
+            with_positions(model, more, context)
+            model = more
+        return self._tower(model, config).describe(config=config)
 
     def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
         config = about["config"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipelines.dataset.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from pipelines.program.errors import UserError
 from training.towers.base import Tower, TowerSettings, freeze_unreached, mean_over_tokens
+from training.towers.long_text import longer, with_positions
 from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained
 from training.towers.text_reading import any_tokens, first_sees_the_rest, positions, reads_padding, text_half
 
@@ -43,11 +44,17 @@ class TextTower(Tower):
         return self.with_states(ids, mask)[0]
 
 
+STRETCH: bool = Field(
+    False, description="let max_tokens be more than the positions of the weights: those after the 20th are interpolated"
+)
+
+
 class HuggingFaceTextSettings(TextTowerSettings):
     """Any text model of transformers, from the hub, a local folder or a package; of an encoder-decoder, the encoder."""
 
     name: Literal["huggingface"]
     weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
+    stretch_positions: bool = STRETCH
     pooling: Literal["mean", "cls"] = Field("mean", description="how token states become one row")
     projected: bool = Field(
         False, description="for a CLIP-like model: its text half as trained, pooled and projected into the joint space"
@@ -70,8 +77,11 @@ class HuggingFaceTextSettings(TextTowerSettings):
         half = text_half(network)
         usable = positions(half)
         if usable is not None and self.max_tokens > usable:
-            problem = f"{self.max_tokens} is more than the {usable} usable positions of {self.weights}"
-            raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={usable}")
+            if not self.stretch_positions:
+                problem = f"{self.max_tokens} is more than the {usable} usable positions of {self.weights}"
+                raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={usable}, or {key}.stretch_positions=true")
+            network = self._longer(network, usable, key)
+            half, usable = text_half(network), self.max_tokens
         tokens = half.get_input_embeddings().weight.shape[0]
         if vocabulary_size > tokens:
             problem = f"the tokenizer of {self.weights} gives ids up to {vocabulary_size - 1}, but the model has {tokens} tokens"
@@ -85,6 +95,21 @@ class HuggingFaceTextSettings(TextTowerSettings):
         tower = self._tower(rebuild_pretrained(about["source"], self._part))
         tower.width, tower.states_width = about["width"], about["states_width"]
         return tower.eval()
+
+    def _longer(self, network: Any, usable: int, key: str) -> Any:
+        """The network with positions for `max_tokens`. Raises `UserError` if it has no table of positions."""
+        config = longer(network.source["config"], self.max_tokens - usable)
+        try:
+            more = rebuild_pretrained(network.source | {"config": config}, self._part)
+            tables = with_positions(network, more, usable)
+        except (RuntimeError, ValueError, KeyError) as error:
+            tables, why = 0, first_line(error)
+        else:
+            why = "it has no table of them"
+        if not tables:
+            problem = f"the positions of {self.weights} cannot be stretched ({why})"
+            raise UserError(f"{key}.stretch_positions", problem, f"leave it out, and pass {key}.max_tokens={usable}")
+        return more
 
     def _tower(self, network: Any) -> "_HuggingFaceText | _ProjectedText":
         return _ProjectedText(network) if self.projected else _HuggingFaceText(network, self.pooling)

@@ -1,5 +1,6 @@
 """The files of a sweep's report: answer, tables, charts, failures and how to reproduce it."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ from pipelines.program import yaml_text
 from pipelines.program.csv_text import to_csv
 from training.run_store import place_of
 from tuning.reporting import charts, conclusion, grid, sweep_data
+from tuning.reporting.findings import findings
 from tuning.reporting.search import ranges_to_widen, search
 from tuning.reporting.sweep_data import Sweep, records
 
 _TILES = 4  # in a row
+_RELOAD = 30  # seconds after which a browser reads the page of a running sweep again: `tuning.progress` writes it no oftener
 
 
 def write_report(folder: Path) -> str:
@@ -30,15 +33,16 @@ def write_report(folder: Path) -> str:
     answer, told = conclusion.answer(sweep), [html.fill("<p>{}</p>", said) for said in conclusion.certainty(sweep)]
     facts = html.facts(conclusion.facts(sweep))
     tables, failures, again = [grid.grid(sweep), grid.cells(sweep), grid.pairs(sweep)], _failures(sweep), _reproduce(sweep)
-    drawn = [charts.learning(sweep), search(sweep), charts.cost(sweep)]
+    drawn = [charts.learning(sweep), search(sweep), charts.cost(sweep), findings(sweep)]
     credits = [f" Images and captions of {dataset['name']}: {html.credit(dataset)}." for dataset in sweep.info["datasets"]]
     page = render.page(
         name,
         html.fill("Sweep <b>{}</b>{}", name, ", still running" if sweep.yet else ""),
         answer,
-        [_tiles(sweep), *told, facts],
+        [_as_of(sweep), _tiles(sweep), *told, facts],
         [charts.scaling(sweep), *tables, *drawn, failures, again],
         html.fill("Written by raylign {}.{}", versions["raylign"], "".join(credits)),
+        reload=_RELOAD if sweep.yet else None,
     )
     files = html.paragraph(
         "Charts, every trial and its command are in <code>report.html</code>; tables for programs are <code>summary.csv</code>, "
@@ -49,6 +53,15 @@ def write_report(folder: Path) -> str:
     csv = {"summary.csv": to_csv(sweep.summary), "pairwise.csv": to_csv(sweep.comparisons)}
     render.write_files(folder, csv | {"report.html": page, "report.md": report})
     return f"{answer.striptags()}."
+
+
+def _as_of(sweep: Sweep) -> Markup:
+    """Of a sweep that runs, of which moment the page is."""
+    if not sweep.yet:
+        return Markup("")
+    ended, since = int((sweep.trials["status"] != "running").sum()), number_format.duration(sweep.info.get("seconds", math.nan))
+    words = "As of {} trials that have ended, after {}: still running; the page is written anew as it goes on."
+    return html.paragraph(words, f"{ended:,}", since, style="soft")
 
 
 def _tiles(sweep: Sweep) -> Markup:
