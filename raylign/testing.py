@@ -162,9 +162,14 @@ class _Encoder(nn.Module):
 
     def images(self, batch: Any) -> dict[str, Tensor]:
         """Like that of `DualEncoder`, for teachers that embed strong views."""
-        strong, image = self.image(batch["strong"]), batch["image_features"]
+        image = batch["image"] if "image" in batch else batch["image_features"]
         columns = {"image_projection": self.image(image), "image_states": self.image(image[:, None] * self.places)}
-        return columns | {"strong_features": strong, "strong_projection": strong}
+        if "strong" in batch:
+            columns |= dict.fromkeys(("strong_features", "strong_projection"), self.image(batch["strong"]))
+        if "hidden" in batch:
+            seen = (batch["whole"][:, None] * self.places).masked_fill(batch["hidden"][..., None], 0.0)
+            columns["masked_states"] = self.image(seen + seen.mean(1, keepdim=True) * self.places)
+        return columns
 
 
 def _batch(step: int, needs: Needs) -> Batch:
@@ -193,6 +198,7 @@ def _batch(step: int, needs: Needs) -> Batch:
         text=words,
         text_mask=(torch.arange(5) < 1 + torch.arange(_ROWS)[:, None] % 5).long(),
         strong=features[:, None] + 0.5 * rows(_ROWS, 2, _WIDTH, random=own),
+        whole=features + 0.2 * rows(_ROWS, _WIDTH, random=own),
         codes=rows(_ROWS, 3, 13, random=own),
         other_text=texts[text_id].flip(1),
         more_id=more_id,
@@ -236,6 +242,8 @@ def _steps(objective: dict[str, Any], first: int, last: int, saved: tuple[bytes,
     losses, gradients = [], []
     for step in range(first, last):
         batch = {name: column for name, column in _own_rows(_batch(step, needs)).items() if name in wanted}
+        if needs.strong is not None and step < needs.strong.first_step(_TASK.total_steps):
+            batch = {name: column for name, column in batch.items() if name not in ("strong", "whole")}
         loss, _ = train_step(state, batch, settings, settings.optimizer.lr)  # type: ignore[arg-type]
         losses.append(torch.tensor(over_workers(loss, settings)["loss"], dtype=torch.float64))
         parameters = [p for module in (state.encoder, state.objective) for p in module.parameters() if p.requires_grad]

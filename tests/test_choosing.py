@@ -43,6 +43,7 @@ def batch_of(settings: ObjectiveSettings) -> Batch:
     every: dict[str, Any] = {
         "image": torch.randint(0, 256, (PAIRS, 3, SIZE, SIZE), dtype=torch.uint8),
         "strong": torch.randint(0, 256, (PAIRS, views, 3, SIZE, SIZE), dtype=torch.uint8),
+        "whole": torch.randint(0, 256, (PAIRS, 3, SIZE, SIZE), dtype=torch.uint8),
         "codes": torch.rand(PAIRS, 1 + views, 13),
         **dict.fromkeys(("text", "other_text", "masked_text", "masked_labels"), words),
         **dict.fromkeys(("text_mask", "other_mask"), torch.ones_like(words)),

@@ -159,7 +159,7 @@ class DualEncoder(nn.Module):
 
     def images(self, batch: Batch) -> dict[str, Tensor]:
         """The columns of images: `image_projection`; `image_states` if they are asked for; `strong_features` and
-        `strong_projection` if there are strong views."""
+        `strong_projection` if there are strong views; `masked_states` if places of a view are hidden."""
         codes, states = batch.get("codes"), None
         if self.image_tower is None:
             image = batch["image_features"]
@@ -177,6 +177,9 @@ class DualEncoder(nn.Module):
             projection = self._project(features, None if codes is None else codes[:, 1:].flatten(0, 1))
             columns["strong_features"] = features.float().unflatten(0, views.shape[:2])
             columns["strong_projection"] = projection.unflatten(0, views.shape[:2])
+        if "hidden" in batch:
+            assert self.image_tower is not None
+            columns["masked_states"] = self.image_tower.with_states(batch["whole"], batch["hidden"])[1].float()
         return columns
 
     def _project(self, features: Tensor, codes: Tensor | None) -> Tensor:

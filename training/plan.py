@@ -197,6 +197,7 @@ def make_plan(
         augment=settings.data.augment,
         sentences=settings.data.sentences,
         strong=needs.strong,
+        strong_from=0 if needs.strong is None else needs.strong.first_step(order.steps_per_epoch * settings.epochs),
         captions=needs.captions,
         texts=needs.texts,
         numbers=needs.numbers,

@@ -20,6 +20,7 @@ class Batch(TypedDict, total=False):
 
     image: Tensor  # [b, 3, H, W] uint8
     strong: Tensor  # [b, V, 3, H, W] uint8, strong views
+    whole: Tensor  # [b, 3, H, W] uint8, another strong view
     codes: Tensor  # [b, 1 + V, 13] float32, augmentation codes of the plain and the strong views
     text: Tensor  # [b, L] int64 token ids
     text_mask: Tensor  # [b, L] int64, 1 for a token and 0 for padding
@@ -49,6 +50,9 @@ class Batch(TypedDict, total=False):
     teacher_image: Tensor  # [b, D] float32 unit rows, from the teacher
     teacher_text: Tensor  # [b, D] float32 unit rows, from the teacher
     teacher_strong: Tensor  # [b, V, D] float32 unit rows, from the teacher, of strong views
+    teacher_whole: Tensor  # [b, D] float32, the teacher's projections of `whole`
+    teacher_states: Tensor  # [b, P, S] float32, the teacher's states of places of `whole`
+    hidden: Tensor  # [b, P] bool, places of `whole` that the student does not see
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
     if needs.sample_id:
         names.add("sample_id")
     if needs.strong is not None:
-        names.add("strong")
+        names |= ({"strong"} if needs.strong.count else set()) | ({"whole"} if needs.strong.whole else set())
     if needs.draw:
         names.add("draw")
     if needs.tokens:

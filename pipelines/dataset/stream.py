@@ -15,7 +15,7 @@ those of all samples.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,7 +33,7 @@ from pipelines.dataset.sample_images import deadly_image, opened, unusable
 from pipelines.dataset.stream_tasks import in_tasks
 from pipelines.dataset.strong_views import StrongViews
 from pipelines.dataset.tokenizer import TextTokenizer
-from pipelines.dataset.views import UNCHANGED, Augment, Drawn, apply, draw, draw_strong, eval_view
+from pipelines.dataset.views import UNCHANGED, Augment, apply, draw_views, eval_view
 from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.io.storage import Missing
 from pipelines.program.errors import UserError
@@ -59,11 +59,15 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Item:
-    """The samples of one batch, and a function from a row to its possible substitutes (None when scoring)."""
+    """The samples of one batch, and a function from a row to its possible substitutes (None when scoring).
+
+    `strong`: whether the batch has the strong views that a run may begin without.
+    """
 
     sample_ids: np.ndarray
     epoch: int
     spares: Callable[[int], Iterator[int]] | None = None
+    strong: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Stream:
     tokenizer: TextTokenizer | None = None
     image_features: Path | str | None = None  # stored, for the column of that name
     text_features: Path | str | None = None  # the same
-    strong: StrongViews | None = None  # of the column of that name
+    strong: StrongViews | None = None  # of the columns strong, whole
+    strong_from: int = 0  # the first step whose batch has them
     frozen_features: FrozenFeatures | None = None  # of the columns neighbour_ids, frozen_image_features, frozen_text_features
     frozen_tokenizer: TextTokenizer | None = None  # of the columns frozen_text, frozen_mask
     sentences: float = 0.0  # chance that a caption is cut to one of its sentences
@@ -111,7 +116,7 @@ class Stream:
             def spares(row: int) -> Iterator[int]:
                 return order.spares(step, rank, world_size, row)
 
-            return Item(order.batch(step, rank, world_size), order.epoch_of(step), spares)
+            return Item(order.batch(step, rank, world_size), order.epoch_of(step), spares, step >= self.strong_from)
 
         return self._batches(pick, first, last, len(order.share(rank, world_size)), worker, failed)
 
@@ -147,9 +152,9 @@ class Stream:
         failed, reasons = np.full(len(ids), -1), np.zeros(len(ids), dtype=np.int64)
         result: dict[str, np.ndarray] = {"sample_id": ids, "failed": failed, "reason": reasons}
         if "image" in self.columns:
-            shape = (3, self.image_size, self.image_size)
-            views = np.zeros((len(ids), 1 + self._strong_count, *shape), dtype=np.uint8)
-            codes = np.zeros((len(ids), 1 + self._strong_count, len(UNCHANGED)), dtype=np.float32)
+            shape, number = (3, self.image_size, self.image_size), 1 + (self._strong_count if item.strong else 0)
+            views = np.zeros((len(ids), number, *shape), dtype=np.uint8)
+            codes = np.zeros((len(ids), number, len(UNCHANGED)), dtype=np.float32)
             for row, data in enumerate(self.prepared.images(ids)):
                 try:
                     self._write_views(views[row], codes[row], data, item.epoch, int(ids[row]))
@@ -157,8 +162,10 @@ class Stream:
                     failed[row], reasons[row] = ids[row], _REASONS.index(bad.reason)
                     ids[row] = self._stand_in(views[row], codes[row], item, row)
             result["image"] = views[:, 0]
-            if self.strong is not None:
-                result["strong"] = views[:, 1:]
+            if self.strong is not None and item.strong:
+                result["strong"] = views[:, 1 : 1 + self.strong.count]
+                if self.strong.whole is not None:
+                    result["whole"] = views[:, -1]
             if "codes" in self.columns:
                 result["codes"] = codes
         captions = self._captions(ids, item.epoch)
@@ -313,30 +320,19 @@ class Stream:
 
     @property
     def _strong_count(self) -> int:
-        return 0 if self.strong is None else self.strong.count
+        return 0 if self.strong is None else self.strong.number
 
     def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
-        """Write all views of an image into `views`, uint8 [1 + strong views, 3, size, size], and their codes into `codes`."""
+        """Write an image's views into `views`, uint8 [1 or 1 + strong views, 3, size, size], and their codes into `codes`."""
         image: Any = opened(self.prepared, data)
-        key, drawn = (self.seed, epoch, sample_id), []
+        strong = self.strong if len(views) > 1 else None
+        drawn = draw_views(image.size, self.augment, strong, (self.seed, epoch, sample_id))
         if self.augment is None:
             image = image.rgb()
             views[0], codes[0] = eval_view(image, self.image_size), UNCHANGED
-        else:
-            drawn.append(self._first(image.size, key))
-        if self.strong is not None:
-            for number in range(self.strong.count):
-                drawn.append(draw_strong(image.size, self.strong.augment, generator("strong", *key, number)))
         if drawn:
             rest = slice(len(views) - len(drawn), None)
             views[rest], codes[rest] = apply(image, self.image_size, drawn), [view.code(image.size) for view in drawn]
-
-    def _first(self, size: tuple[int, int], key: tuple[int, int, int]) -> Drawn:
-        """The view in the column `image`."""
-        assert self.augment is not None
-        if self.strong is not None and self.strong.all_strong:
-            return draw_strong(size, self.strong.augment, generator("strong", *key, self.strong.count))
-        return draw(size, self.augment, generator("view", *key, 0))
 
     def _choices(self, counts: np.ndarray, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
         """The indices of each sample's captions in this epoch, int64 [b, captions]. `counts`: how many captions each sample has.
@@ -372,8 +368,10 @@ class Stream:
                 rows = self.look_up(item.sample_ids, item.epoch, str(worker.device))
                 yield cast(Batch, {name: torch.from_numpy(column).to(worker.device) for name, column in rows.items()})
             return
-        for start in range(first, last, _SEGMENT):
-            end = min(start + _SEGMENT, last)
+        changes = (
+            {self.strong_from} if first < self.strong_from < last else set()
+        )  # one execution has the same columns throughout
+        for start, end in pairwise(sorted({*range(first, last, _SEGMENT), last} | changes)):
             for index, computed in zip(range(start, end), self._computed(pick, start, end, size, worker), strict=True):
                 item = pick(index)
                 ids, missed, reasons = (computed.pop(name).cpu().numpy() for name in _ROW_COLUMNS)

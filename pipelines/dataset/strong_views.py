@@ -30,3 +30,14 @@ class StrongViews:
     augment: StrongAugment
     count: int
     all_strong: bool = False  # the plain view is also a strong one
+    whole: StrongAugment | None = None  # of one more view, in a column of its own
+    begin: float = 0.0  # share of the run before which there are none, and batches lack their columns
+
+    @property
+    def number(self) -> int:
+        """Views of an image in all."""
+        return self.count + (self.whole is not None)
+
+    def first_step(self, total_steps: int) -> int:
+        """The first step of a run that has them."""
+        return round(self.begin * total_steps)

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from pipelines.dataset.images import Box, Opened
 from pipelines.dataset.rand_augment import Operation, RandAugment, operate
-from pipelines.dataset.strong_views import StrongAugment
+from pipelines.dataset.strong_views import StrongAugment, StrongViews
+from pipelines.program.randomness import generator
 from pipelines.program.settings_base import Settings
 
 
@@ -104,6 +105,25 @@ def draw_strong(size: tuple[int, int], augment: StrongAugment, random: np.random
         bool(gray < augment.gray),
         sigma if blur < augment.blur else None,
     )
+
+
+def draw_views(
+    size: tuple[int, int], augment: Augment | None, strong: StrongViews | None, key: tuple[int, int, int]
+) -> list[Drawn]:
+    """The random views of an image of this width and height: the plain one, if there is an `augment`, and strong ones.
+
+    `key`: seed, epoch and sample.
+    """
+    drawn: list[Drawn] = []
+    if augment is not None and strong is not None and strong.all_strong:
+        drawn.append(draw_strong(size, strong.augment, generator("strong", *key, strong.count)))
+    elif augment is not None:
+        drawn.append(draw(size, augment, generator("view", *key, 0)))
+    if strong is not None:
+        drawn += [draw_strong(size, strong.augment, generator("strong", *key, number)) for number in range(strong.count)]
+        if strong.whole is not None:
+            drawn.append(draw_strong(size, strong.whole, generator("whole", *key)))
+    return drawn
 
 
 def apply(image: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> list[np.ndarray]:

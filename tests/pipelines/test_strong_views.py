@@ -187,6 +187,30 @@ def test_all_views_may_be_strong(stamps: Prepared) -> None:
         assert np.array_equal(view.numpy(), apply(open_image(data), 12, [one])[0])
 
 
+def test_views_may_begin_late_and_have_another_among_them(stamps: Prepared) -> None:
+    """Batches before have the plain view only, and the same; one more view has an augmentation and a key of its own."""
+    order = Order(stamps, "train", None, seed=2, global_batch_size=8)
+    strong, steps = replace(TWO, whole=PLAIN, begin=0.4), 2 * order.steps_per_epoch
+    start, worker = strong.first_step(steps), Worker(0, 1, torch.device("cpu"), 1)
+    assert 0 < start == round(0.4 * steps) < steps - 1
+    needs = Needs(sample_id=True, strong=strong)
+    wanted = frozenset(columns(needs, False, True) - {"text_features"})
+    late = Stream(stamps, wanted, 2, 12, Augment(), strong=strong, strong_from=start)
+    found = list(late.training(order, 0, steps, worker))
+    always = list(replace(late, strong_from=0).training(order, start - 1, steps, worker))
+    resumed = list(late.training(order, start - 1, steps, worker))
+    assert [set(batch) for batch in found] == [{"sample_id", "image"}] * start + [wanted] * (steps - start)
+    assert torch.equal(found[start - 1]["image"], always[0]["image"])
+    for batch, one, other in zip(found[start:], always[1:], resumed[1:], strict=True):
+        assert all(torch.equal(batch[name], one[name]) and torch.equal(batch[name], other[name]) for name in wanted)  # type: ignore[literal-required]
+    sample, epoch = int(found[-1]["sample_id"][0]), order.epoch_of(steps - 1)
+    (data,) = stamps.images(np.asarray([sample]))
+    assert isinstance(data, bytes)
+    whole = draw_strong(open_image(data).size, PLAIN, generator("whole", 2, epoch, sample))
+    assert np.array_equal(found[-1]["whole"][0].numpy(), apply(open_image(data), 12, [whole])[0])
+    assert found[-1]["strong"].shape == (8, 2, 3, 12, 12)
+
+
 def test_strong_views_beside_the_centre_view(stamps: Prepared) -> None:
     (batch, *_) = batches(stamps, TWO, None, Worker(0, 1, torch.device("cpu"), 1))
     (data,) = stamps.images(batch["sample_id"][:1].numpy())

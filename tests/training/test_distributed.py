@@ -57,7 +57,10 @@ world_sizes = pytest.mark.parametrize("world_size", [2, 3])
 # What VICReg has none of, and a head no larger than the towers.
 OTHER: dict[str, dict[str, Any]] = {"vicreg": {}, "slip": {"temperature": 0.05, "hidden": 16, "width": 8}}
 # Steeper, through BatchNorm, what falls to float32 grows to the bound.
-OTHER["siglip2"] = {"temperature": 0.05, "decoder": {"width": 8, "layers": 1, "heads": 2}}
+OTHER["siglip2"] = {
+    **{"temperature": 0.05, "decoder": {"width": 8, "layers": 1, "heads": 2}},
+    "teacher": {"begin": 0.0, "parts": 2, "prototypes": 12, "hidden": 8, "bottleneck": 4},
+}
 OTHER["declip"] = {"temperature": 0.2, "hidden": 8, "queue": 50}
 
 
@@ -110,6 +113,7 @@ def global_batch(step: int, needs: Needs) -> dict[str, Tensor]:
         "image_id": image_id,
         "text_id": text_id,
         "strong": torch.randint(256, (ROWS, 2, 3, 16, 16), generator=random, dtype=torch.uint8),
+        "whole": torch.randint(256, (ROWS, 3, 16, 16), generator=random, dtype=torch.uint8),
         "codes": torch.rand(ROWS, 3, 13, generator=random),
         "masked_text": texts[text_id - 20].masked_fill(hidden, 0),
         "masked_labels": texts[text_id - 20].masked_fill(~hidden, -100),

@@ -17,6 +17,7 @@ class Embeddings(dict[str, Tensor]):
     strong_features: Tensor  # [b, V, F] of the image tower, for strong views
     strong_projection: Tensor  # [b, V, D]
     image_states: Tensor  # [b, P, S'] of the image tower, for P places of a square grid
+    masked_states: Tensor  # [b, P, S'] of the image tower, for a view of which it does not see some places
     text_states: Tensor  # [b, L, S] of the text tower, of captions with masked words
     other_projection: Tensor  # [b, D], of reworded captions
     more_projection: Tensor  # [b, K, D], of other captions of the sample

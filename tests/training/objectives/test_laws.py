@@ -56,6 +56,10 @@ SOFT: dict[str, dict[str, Any]] = {name: {"name": name, "temperature": 0.2} for 
     "siglip2": {
         **{"name": "siglip2", "temperature": 0.2, "bias": -1.0},
         "decoder": {"width": 4, "layers": 1, "heads": 2},
+        "teacher": {
+            **{"begin": 0.0, "momentum": 0.6, "parts": 2, "centre_momentum": 0.5, "teacher_temperature": 0.2},
+            **{"student_temperature": 0.4, "prototypes": 6, "hidden": 4, "bottleneck": 3},
+        },
     },
     "isogclr": {"name": "isogclr", "temperature": 0.2, "max_temperature": 0.4, "rho": 0.5},
     "fastclip": {"name": "fastclip", "temperature": 0.2, "temperature_lr": 0.01},
@@ -77,6 +81,7 @@ VARIANTS = SOFT | {
     "siglip-gather": SOFT["siglip"] | {"exchange": "gather"},
     "siglip-unmasked": SOFT["siglip"] | {"mask_false_negatives": False},
     "siglip2-unmasked": SOFT["siglip2"] | {"parallel": 0.7, "captioning": 0.5, "mask_false_negatives": False},
+    "siglip2-later": SOFT["siglip2"] | {"teacher": SOFT["siglip2"]["teacher"] | {"begin": 0.5}},
     "psd-self": SOFT["psd"] | {"teacher": {"name": "self"}},
     "psd-self-sharpened": SOFT["psd"] | {"teacher": {"name": "self"}, "swap_directions": False, "sharpening": 0.5},
     "psd-swap": SOFT["psd"] | {"swap_directions": True, "schedule": "cosine"},
@@ -159,11 +164,14 @@ class Linear(nn.Module):
         return Embeddings(F.normalize(image), F.normalize(text), text_projection=text, **self.images(batch), **others)
 
     def images(self, batch: Batch) -> dict[str, Tensor]:
-        strong = self.image(batch["strong"])
-        image = batch["image_features"]
-        states = self.image(image[:, None] * PLACES)
-        columns = {"image_projection": self.image(image), "image_states": states}
-        return columns | {"strong_features": strong, "strong_projection": strong}
+        image = batch["image"] if "image" in batch else batch["image_features"]
+        columns = {"image_projection": self.image(image), "image_states": self.image(image[:, None] * PLACES)}
+        if "strong" in batch:
+            columns |= dict.fromkeys(("strong_features", "strong_projection"), self.image(batch["strong"]))
+        if "hidden" in batch:  # what is hidden is known by what is around it
+            seen = (batch["whole"][:, None] * PLACES).masked_fill(batch["hidden"][..., None], 0.0)
+            columns["masked_states"] = self.image(seen + seen.mean(1, keepdim=True) * PLACES)
+        return columns
 
 
 def frozen_columns(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -219,6 +227,7 @@ def batch_of(step: int, shuffle: int = 0, rows: int = ROWS) -> Batch:
     batch |= several_texts(step) | captions(step)
     batch |= {"more_features": texts[batch["more_id"]], "label_text": texts[batch["more_id"].flip(0)]}
     batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
+    batch["whole"] = batch["image_features"] + 0.2 * shifts.flip(1)[:, 0]
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
 
 
@@ -226,6 +235,14 @@ def part_of(batch: Batch) -> Batch:
     """This worker's rows."""
     place, size = distributed.rank(), distributed.world_size()
     return Batch(**{name: column.tensor_split(size)[place] for name, column in batch.items()})  # type: ignore[typeddict-item,attr-defined]
+
+
+def as_begun(batch: Batch, step: int, settings: TrainSettings) -> Batch:
+    """Without the strong views that a run begins without."""
+    views = settings.objective.needs.strong
+    if views is None or step >= views.first_step(TASK.total_steps):
+        return batch
+    return Batch(**{name: column for name, column in batch.items() if name not in ("strong", "whole")})  # type: ignore[typeddict-item]
 
 
 def state_of(settings: TrainSettings, seed: int = 0) -> TrainState:
@@ -266,7 +283,8 @@ def steps(
     assert state.step == first
     losses, gradients = [], []
     for step in range(first, last):
-        loss, _ = train_step(state, part_of(batch_of(step, shuffle, rows)), settings, settings.optimizer.lr)
+        batch = as_begun(part_of(batch_of(step, shuffle, rows)), step, settings)
+        loss, _ = train_step(state, batch, settings, settings.optimizer.lr)
         assert loss.total.dtype == torch.float64
         losses.append(torch.tensor(over_workers(loss, settings)["loss"], dtype=torch.float64))
         parameters = [p for module in (state.encoder, state.objective) for p in module.parameters() if p.requires_grad]
@@ -323,7 +341,9 @@ def test_training_moves_all_there_is(variant: str) -> None:
         part, key = name.split(".", 1)
         if variant != "albef-no-queue" or key not in ("images", "texts", "ids", "pushed"):
             assert not torch.equal(value, start[part][key]), name
-    first = 1 if variant.startswith("a-clip-ping") else 0  # its queue is empty at the first step
+    first = (
+        1 if variant.startswith("a-clip-ping") else 4 if variant == "siglip2-later" else 0
+    )  # before that, nothing to learn from
     gradients = [gradient for step in found.gradients[first:] for gradient in step if gradient.ndim]
     assert all(float(gradient.abs().max()) > 1e-4 for gradient in gradients)
 
@@ -489,6 +509,7 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
         "image_features",
         "text_features",
         "strong",
+        "whole",
         "codes",
         "masked_text",
         "other_text",
@@ -502,7 +523,7 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
         wanted = wanted - {"frozen_text", "frozen_mask"} | {"frozen_image_features", "frozen_text_features"}
     own = {"image_id", "text_id", "sample_id", "masked_labels", "neighbour_ids", "frozen_image_features", "frozen_text_features"}
     own |= {"more_id", "label_there", "numbers", "text", "text_mask", "draw"}
-    assert wanted <= own | {"teacher_image", "teacher_text", "teacher_strong"}
+    assert wanted <= own | {f"teacher_{name}" for name in ("image", "text", "strong", "whole", "states")} | {"hidden"}
     recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
     embeddings = leaves(rows)
     state.objective.update(recorded, state.objective(embeddings, recorded))
@@ -525,11 +546,13 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     strong = torch.randn(ROWS, 2, EMBED_DIM, generator=torch.Generator().manual_seed(9))
     states = torch.randn(ROWS, 5, EMBED_DIM, generator=torch.Generator().manual_seed(10))
     others = {"strong_features": strong, "strong_projection": strong, "text_states": states, "other_projection": rows[3]}
-    others["image_states"] = states[:, :4]
+    others |= {"image_states": states[:, :4], "masked_states": states[:, 1:]}
     others |= {f"{kind}_projection": strong for kind in SEVERAL}
     embeddings = leaves(Embeddings(F.normalize(rows[0]), F.normalize(rows[1]), rows[2], rows[3], **others))
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
+    hidden = torch.arange(4).expand(ROWS, -1) > 1
+    batch |= {"teacher_whole": rows[2], "teacher_states": states[:, 1:].detach(), "hidden": hidden}
     batch |= {"teacher_strong": F.normalize(strong, dim=-1)} | hidden_words(0) | several_texts(0) | captions(0)
     batch |= frozen_columns(batch["image_id"], *TASK.frozen_widths, torch.float32) | {"sample_id": torch.arange(ROWS)}
     objective = objective_of(name)
@@ -581,7 +604,7 @@ def _margin(rows: Embeddings) -> float:
 DESCENT = {name: {"name": name} for name in NAMES} | {
     "albef": {"name": "albef", "teacher": {"name": "ema", "momentum": 0.5, "final_momentum": 0.5}},
     "mcd": {"name": "mcd", "mlm": 0},
-    "siglip2": {"name": "siglip2", "captioning": 0},
+    "siglip2": {"name": "siglip2", "captioning": 0, "self_distillation": 0, "masked_prediction": 0},
     "slip": {"name": "slip", "hidden": 64},  # 4,096 take a third of a minute
     "declip": {"name": "declip", "mlm": 0, "hidden": 64},
 }
