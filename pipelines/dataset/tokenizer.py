@@ -130,9 +130,10 @@ class TextTokenizer:
         return np.asarray(sorted({i for i, token in added.items() if token.special} | {padding}))
 
 
-def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
+def load_tokenizer(name: str, max_tokens: int, key: str, trained: int | None = None) -> TextTokenizer:
     """The tokenizer in a local folder or an installed package, or of a hub name, with the same ids as in transformers.
 
+    `trained`: with how many tokens a model that reads its padding was trained; None: as the tokenizer or the config beside it says.
     Raises `UserError` about `key` if there is no tokenizer that works, or its ids differ from those of transformers.
     """
     from transformers import AutoTokenizer
@@ -144,7 +145,7 @@ def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
         reference: Any = AutoTokenizer.from_pretrained(path or name, trust_remote_code=False)
         expected = reference(_PROBES, truncation=True, max_length=max_tokens)
         unmasked = "attention_mask" not in reference.model_input_names
-        full = full_length(reference, path or name) if unmasked else max_tokens
+        full = trained or (full_length(reference, path or name) if unmasked else max_tokens)
     except Exception as error:  # the hub, tokenizers and each class have their own exceptions
         where = "its tokenizer cannot be loaded" if path else "cannot be loaded from the hub"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -135,8 +135,8 @@ class _Import(Collected):
         else:
             self.put("start.temperature", False)
         half_of_texts = (open_clip.get_model_config(model) or {}).get("text_cfg", {})
-        if words := half_of_texts.get("hf_tokenizer_name") or half_of_texts.get("hf_model_name"):
-            other = "start: {name: huggingface, weights: ...} takes SigLIP's published weights"
+        if words := half_of_texts.get("hf_model_name"):
+            other = "text_tower: {name: huggingface, weights: ...} takes its published weights, without the projection"
             self.lacks("--model", f"{model} reads texts with {words}, which towers of open_clip do not; {other}")
         self._lock(open_clip.get_model_config(model) or {})
         self._sizes(OpenClipStart(name="open_clip", model=model, weights=weights))

@@ -5,6 +5,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.dataset.tokenizer import TextTokenizer, load_tokenizer
 from pipelines.io import hub
 from pipelines.io.artifacts import resolve
 from pipelines.program.errors import UserError
@@ -193,20 +194,29 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
 
     def tokenizer(self, corpus: Callable[[], list[str]], key: str = "text_tower") -> TextTokenizer:
         text = self.config(key)["text_cfg"]
-        if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
-            problem = f"the text half of open_clip's {self.model} does not use CLIP's tokenizer, which is the only one supported"
-            raise UserError(f"{key}.model", problem, "choose another model")
-        context = text.get("context_length", 77)
+        if text.get("hf_model_name"):
+            problem = f"the text half of open_clip's {self.model} is a model of transformers, which open_clip loads from the hub"
+            raise UserError(f"{key}.model", problem, f"choose another model, or {key}.name=huggingface")
+        theirs, context = text.get("hf_tokenizer_name"), text.get("context_length", 77)
         if self.max_tokens > context and not self.stretch_positions:
             problem = f"{self.max_tokens} is more than the {context} of open_clip's {self.model}"
             raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={context}, or {key}.stretch_positions=true")
         options = dict(text.get("tokenizer_kwargs") or {})
-        clean = options.pop("clean", "lower")
+        clean = options.pop("clean", "whitespace" if theirs else "lower")
         if options:
             names = ", ".join(sorted(options))
             problem = f"the tokenizer of open_clip's {self.model} has the options {names}, which are not supported"
             raise UserError(f"{key}.model", problem, "choose another model")
-        return TextTokenizer(_byte_pairs(), self.max_tokens, clean=clean)
+        if not theirs:
+            return TextTokenizer(_byte_pairs(), self.max_tokens, clean=clean)
+        if self.max_tokens != context:
+            problem = f"{self.max_tokens}, but open_clip's {self.model} reads its padding and was trained with {context} tokens"
+            raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={context}")
+        path = None if self.weights is None else resolve(self.weights, f"{key}.weights")
+        beside = None if path is None else path if path.is_dir() else path.parent
+        there = beside is not None and (beside / "tokenizer.json").is_file()
+        found = load_tokenizer(str(beside) if there else theirs, context, f"{key}.model", context)
+        return replace(found, reads_padding=True, clean=clean)
 
     def build(self, vocabulary_size: int, key: str = "text_tower") -> TextTower:
         config, model = self.config(key), self.load(key)

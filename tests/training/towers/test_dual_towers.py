@@ -15,6 +15,7 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from tests.refusals import refused
 from tests.training.one_step import one_step
+from tests.training.towers.text_models import tokenizer_of
 from training.checkpoint import load_embedder
 from training.config import TrainSettings
 from training.saved_towers import Frozen
@@ -86,6 +87,30 @@ def test_open_clips_text_half_and_its_tokens(released: tuple[Any, Path], tokens:
     assert [name for name, p in tower.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_open_clips_siglip_reads_texts_by_the_tokenizer_beside_its_weights(released: tuple[Any, Path], tmp_path: Path) -> None:
+    """Which open_clip itself is given by its folder; padding is read, and texts are cleaned as the model's config says."""
+    vision = json.loads((released[1].parent / f"{MODEL}.json").read_text())["vision_cfg"]
+    text = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 2, "layers": 2, "pool_type": "last"}
+    text |= {"no_causal_mask": True, "hf_tokenizer_name": str(tmp_path), "tokenizer_kwargs": {"clean": "canonicalize"}}
+    config = {"embed_dim": 24, "init_logit_bias": -10, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / f"{MODEL}-siglip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / f"{MODEL}-siglip.json")
+    tokenizer_of("siglip").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model: Any = open_clip.create_model(f"{MODEL}-siglip", load_weights=False).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    kind = {"name": "open_clip", "model": f"{MODEL}-siglip", "weights": str(tmp_path / "w.pt"), "max_tokens": 16}
+    settings = OpenClipTextSettings.model_validate(kind)
+    tokenizer = settings.tokenizer(list)
+    captions = ["a red cat, on: the MAT!", "dog", "  two   dogs ", "the " * 30, ""]
+    ids, mask = map(torch.from_numpy, tokenizer(captions))
+    theirs = open_clip.get_tokenizer(f"{MODEL}-siglip")(captions)
+    assert torch.equal(ids, theirs) and bool(mask.all())
+    tower = settings.build(tokenizer.vocabulary_size).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(tower(ids, mask), model.encode_text(theirs), atol=1e-5, rtol=1e-5)
+
+
 def test_open_clips_text_half_is_built_again_with_its_activation(released: tuple[Any, Path], tmp_path: Path) -> None:
     _, path = released
     config = json.loads((path.parent / f"{MODEL}.json").read_text()) | {"quick_gelu": True}
@@ -121,7 +146,9 @@ def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: P
     key = "frozen_encoders.text_encoder"
     with refused(f"{key}.max_tokens", 90, remedy=f"{key}.max_tokens=77"):
         Frozen(OpenClipTextSettings(name="open_clip", model=MODEL, max_tokens=90), key, None, {}).tokenizer(list)
-    with refused("text_tower.model", "ViT-B-16-SigLIP"):
+    with refused("text_tower.model", "roberta-ViT-B-32", remedy="huggingface"):
+        OpenClipTextSettings(name="open_clip", model="roberta-ViT-B-32").tokenizer(list)
+    with refused("text_tower.max_tokens", 77, remedy="text_tower.max_tokens=64"):
         OpenClipTextSettings(name="open_clip", model="ViT-B-16-SigLIP", weights="webli").tokenizer(list)
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
     with refused("image_tower.weights", tmp_path / "other.pt", MODEL):
