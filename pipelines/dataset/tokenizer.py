@@ -133,7 +133,7 @@ class TextTokenizer:
 def load_tokenizer(name: str, max_tokens: int, key: str, trained: int | None = None) -> TextTokenizer:
     """The tokenizer in a local folder or an installed package, or of a hub name, with the same ids as in transformers.
 
-    `trained`: with how many tokens a model that reads its padding was trained; None: as the tokenizer or the config beside it says.
+    `trained`: how many tokens a model that reads its padding was trained with; None: as the tokenizer or its config says.
     Raises `UserError` about `key` if there is no tokenizer that works, or its ids differ from those of transformers.
     """
     from transformers import AutoTokenizer
