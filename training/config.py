@@ -57,6 +57,12 @@ class FrozenEncoderSettings(Settings):
         description="its features of images, computed once or in the step; null: the image tower with the weights it starts from",
     )
     text_encoder: TextTowerUnion | None = Field(None, description="the same, of captions; null: the text tower as it starts")
+    views: int | None = Field(
+        None,
+        ge=1,
+        description="the run sees as many random views of an image in all, one an epoch, and the features are those of the view; "
+        "null: other views in each epoch, and features of the centre crop",
+    )
     support: int = Field(65536, ge=1, description="training samples among which neighbours are searched, redrawn every epoch")
     search: Search = Field(
         "exact", description="approximate: with an index, for support sets larger than memory; needs raylign[ann]"
@@ -260,6 +266,14 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"data.sentences: {plain(self.data.sentences)}, but text_tower.mode=locked has features of whole captions only; "
                 "leave it out, or pass text_tower.mode=trainable"
+            )
+        views = None if self.frozen_encoders is None else self.frozen_encoders.views
+        looked_up = objective.needs.frozen_encoders == "own" and self.image_tower.mode != "locked" and augment is not None
+        if views is not None and not looked_up:
+            raise ValueError(
+                f"frozen_encoders.views: {views}, but views repeat only where stored features of a teacher are of what the image "
+                "tower sees; leave it out, or pass objective.name=distill, objective.live=false, an image tower that is not "
+                "locked, and data.augment"
             )
         objective.needs.check(
             objective.name,

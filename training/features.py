@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.views import Augment
 from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.features.knn_cache import find_neighbours
 from pipelines.features.pool import Pool
@@ -21,7 +22,7 @@ from pipelines.program.ray_elastic import all_nodes
 from pipelines.program.settings_base import Settings
 from training.dry_run import check_towers
 from training.saved_towers import frozen
-from training.stored_features import stored_image_features, stored_text_features
+from training.stored_features import stored_text_features, stored_view_features
 from training.towers import ImageTowerUnion, TextTowerUnion
 
 
@@ -33,6 +34,12 @@ class FeatureSettings(Settings):
     )
     image_encoder: ImageTowerUnion | None = Field(None, description="encoder of all images; needs pretrained weights")
     text_encoder: TextTowerUnion | None = Field(None, description="encoder of all captions; needs pretrained weights")
+    views: int | None = Field(
+        None,
+        ge=1,
+        description="of as many random views of each image, for frozen_encoders.views of runs; null: of the centre crop",
+    )
+    augment: Augment = Field(Augment(), description="of the views, as data.augment of those runs")
     neighbours: bool = Field(
         False,
         description="also find all neighbours in the training split, for runs whose frozen_encoders.support covers it",
@@ -47,6 +54,11 @@ class FeatureSettings(Settings):
             raise ValueError("image_encoder: neither it nor text_encoder is named; name one of them, or both")
         if self.neighbours and (self.image_encoder is None or self.text_encoder is None):
             raise ValueError("neighbours: needs both image_encoder and text_encoder; name both, or pass neighbours=false")
+        if self.views is not None and (self.image_encoder is None or self.neighbours):
+            raise ValueError(
+                f"views: {self.views}, but they are of image_encoder's features, and neighbours are found by the centre crop's; "
+                "name image_encoder, pass neighbours=false, or leave views out"
+            )
         return self
 
 
@@ -68,8 +80,10 @@ def compute_features(settings: FeatureSettings, display: Display) -> list[Path |
     pool = Pool(_actors(settings), settings.use_gpu, labels=settings.node_labels)
     stored: list[Path | str] = []
     if image is not None:
-        stored.append(stored_image_features(prepared, image, pool, display))
-        display.line(f"features of the images: {stored[-1]}")
+        views = None if settings.views is None else (settings.augment, settings.views)
+        for place in stored_view_features(prepared, image, views, pool, display):
+            stored.append(place)
+            display.line(f"features of the images: {place}")
     if text is not None:
         stored += stored_text_features(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
         display.line(f"features of the captions: {stored[-1]}")

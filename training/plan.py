@@ -188,13 +188,14 @@ def make_plan(
     if needs.frozen_encoders in ("own", "neighbours"):
         image, text = (towers[key] for key in _ENCODERS)
         encoders = settings.frozen_encoders or FrozenEncoderSettings()
-        frozen_features = frozen_features_of(encoders, order, image, text, pool, display)
+        frozen_features = frozen_features_of(encoders, settings.data.augment, order, image, text, pool, display)
     stream = Stream(
         prepared=prepared,
         columns=frozenset(columns(needs, own.images.image_features is not None, own.text_features is not None)),
         seed=settings.seed,
         image_size=settings.image_tower.image_size,
         augment=settings.data.augment,
+        repeated=None if settings.frozen_encoders is None else settings.frozen_encoders.views,
         sentences=settings.data.sentences,
         strong=needs.strong,
         strong_from=0 if needs.strong is None else needs.strong.first_step(order.steps_per_epoch * settings.epochs),

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.dataset.views import Augment
 from pipelines.features import feature_store
 from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.features.knn_cache import with_neighbours
@@ -20,11 +21,17 @@ from training.towers import ImageFeatures, ImageTowerSettings, TextFeatures
 
 def stored_image_features(prepared: Prepared, tower: Frozen, pool: Pool, display: Display) -> Path | str:
     """The features of all images. Raises `UserError` for damaged ones."""
+    return stored_view_features(prepared, tower, None, pool, display)[0]
+
+
+def stored_view_features(
+    prepared: Prepared, tower: Frozen, views: tuple[Augment, int] | None, pool: Pool, display: Display
+) -> list[Path | str]:
+    """The features of each of several random views of all images; None: of the centre crop. Raises `UserError` as above."""
     settings = tower.settings
     assert isinstance(settings, ImageTowerSettings)
-    return feature_store.stored_image_features(
-        prepared, settings.image_size, ImageFeatures, (tower,), tower.identity, pool, display
-    )
+    size, identity = settings.image_size, tower.identity
+    return feature_store.stored_view_features(prepared, size, ImageFeatures, (tower,), identity, views, pool, display)
 
 
 def stored_text_features(
@@ -41,10 +48,25 @@ def stored_text_features(
 
 
 def frozen_features_of(
-    settings: FrozenEncoderSettings, order: Order, image: Frozen, text: Frozen, pool: Pool, display: Display
+    settings: FrozenEncoderSettings,
+    augment: Augment | None,
+    order: Order,
+    image: Frozen,
+    text: Frozen,
+    pool: Pool,
+    display: Display,
 ) -> FrozenFeatures:
-    """The features of a run's frozen encoders, with stored neighbours if there are any. Raises `UserError` for damaged ones."""
+    """The features of a run's frozen encoders, with stored neighbours if there are any. Raises `UserError` for damaged ones.
+
+    `augment`: of the run's views, for those that repeat.
+    """
     prepared = order.prepared
-    images = stored_image_features(prepared, image, pool, display)
+    views: tuple[Path | str, ...] = ()
+    if settings.views is None:
+        images = stored_image_features(prepared, image, pool, display)
+    else:
+        assert augment is not None
+        views = tuple(stored_view_features(prepared, image, (augment, settings.views), pool, display))
+        images = views[0]
     (texts,) = stored_text_features(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
-    return with_neighbours(FrozenFeatures(order, images, texts, settings.support, settings.search), prepared)
+    return with_neighbours(FrozenFeatures(order, images, texts, settings.support, settings.search, views=views), prepared)

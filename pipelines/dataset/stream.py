@@ -96,6 +96,7 @@ class Stream:
     strong_from: int = 0  # the first step whose batch has them
     frozen_features: FrozenFeatures | None = None  # of the columns neighbour_ids, frozen_image_features, frozen_text_features
     frozen_tokenizer: TextTokenizer | None = None  # of the columns frozen_text, frozen_mask
+    repeated: int | None = None  # views of a sample in all, the same for every seed; None: others in each epoch
     sentences: float = 0.0  # chance that a caption is cut to one of its sentences
     captions: int = 1  # of a sample; all but the first are in the columns more_*
     texts: tuple[str, ...] = ()  # labels, of the columns label_*
@@ -223,9 +224,8 @@ class Stream:
         if "captions" in lists:
             texts = pc.list_flatten(rows["captions"]).take(pa.array(places.ravel())).to_pylist()
             if self.sentences:
-                keys = [(int(i), place) for i in sample_ids for place in range(self.captions)]
-                randoms = [generator("sentence", self.seed, epoch, *key) for key in keys]
-                texts = [one_sentence(text, self.sentences, random) for text, random in zip(texts, randoms, strict=True)]
+                keys = [(self.seed, epoch, int(i), place) for i in sample_ids for place in range(self.captions)]
+                texts = [one_sentence(t, self.sentences, generator("sentence", *k)) for t, k in zip(texts, keys, strict=True)]
             chosen = [texts[start : start + self.captions] for start in range(0, len(texts), self.captions)]
             result |= {"captions": [row[0] for row in chosen], "more": [row[1:] for row in chosen]}
         if "text_id" in lists:
@@ -303,7 +303,7 @@ class Stream:
                 result["more_id"] = more_ids
         if self.frozen_features is not None and "neighbour_ids" not in self.columns:
             assert text_ids is not None
-            result |= self.frozen_features.own(sample_ids, text_ids)
+            result |= self.frozen_features.own(sample_ids, text_ids, epoch)
         if "text_features" in self.columns:
             assert self.text_features is not None and text_ids is not None
             result["text_features"] = self.prepared.features(self.text_features)[text_ids].astype(np.float32)
@@ -326,7 +326,8 @@ class Stream:
         """Write an image's views into `views`, uint8 [1 or 1 + strong views, 3, size, size], and their codes into `codes`."""
         image: Any = opened(self.prepared, data)
         strong = self.strong if len(views) > 1 else None
-        drawn = draw_views(image.size, self.augment, strong, (self.seed, epoch, sample_id))
+        key = (self.seed, epoch) if self.repeated is None else (0, epoch % self.repeated)
+        drawn = draw_views(image.size, self.augment, strong, (*key, sample_id))
         if self.augment is None:
             image = image.rgb()
             views[0], codes[0] = eval_view(image, self.image_size), UNCHANGED

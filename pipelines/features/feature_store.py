@@ -30,6 +30,7 @@ import pyarrow as pa
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import deadly_image
 from pipelines.dataset.stream import Item, Stream
+from pipelines.dataset.views import Augment
 from pipelines.features.pool import Pool
 from pipelines.features.rows_by_id import digest_of_rows, feature_copy, feature_folder, send_features
 from pipelines.io import storage
@@ -126,14 +127,34 @@ def stored_image_features(
 
     Raises `UserError` if the folder holds something else, or is damaged.
     """
+    return stored_view_features(prepared, size, encoder, arguments, identity, None, pool, display)[0]
 
-    def load(_: int, ids: np.ndarray) -> np.ndarray:
-        return Stream(prepared, frozenset({"image"}), image_size=size).compute(Item(ids, 0))["image"]
+
+def stored_view_features(
+    prepared: Prepared,
+    size: int,
+    encoder: Callable,
+    arguments: tuple,
+    identity: Any,
+    views: tuple[Augment, int] | None,
+    pool: Pool,
+    display: Display,
+) -> list[Path | str]:
+    """The same of each of several random views, those that a stream repeats (`Stream.repeated`). None: of the centre crop."""
+    augment, count = views or (None, 1)
+    repeated = None if views is None else count
+
+    def load(number: int, ids: np.ndarray) -> np.ndarray:
+        stream = Stream(prepared, frozenset({"image"}), image_size=size, augment=augment, repeated=repeated)
+        return stream.compute(Item(ids, number))["image"]
 
     about = {"of": "images by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
-    stored = StoredFeatures(folder_of(prepared), prepared.num_samples, about)
-    compute([stored], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_image(prepared, ids))
-    return stored.place
+    kinds: list[dict[str, Any]] = [{}]
+    if augment is not None:
+        kinds = [{"view": number, "augment": augment.model_dump(mode="json")} for number in range(count)]
+    stored = [StoredFeatures(folder_of(prepared), prepared.num_samples, about | kind) for kind in kinds]
+    compute(stored, load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_image(prepared, ids))
+    return [features.place for features in stored]
 
 
 def stored_text_features(

@@ -42,6 +42,7 @@ class FrozenFeatures:
     support: int  # samples in the support set, at most those of the split
     search: Search = "exact"
     neighbours: Path | str | None = None  # rows by sample_id: the result of a search in the whole split
+    views: tuple[Path | str, ...] = ()  # as image_features, of each repeated view: what `own` reads
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -71,12 +72,13 @@ class FrozenFeatures:
         places = [find(queries, groups, device) for find, queries in zip(support.finders, own, strict=True)]
         return np.stack([np.where(place < 0, -1, support.ids[place]) for place in places], axis=1)
 
-    def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Unit features of each sample's image and of one of its captions.
+    def own(self, sample_ids: np.ndarray, text_ids: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+        """Unit features of each sample's image, or of its view in this epoch, and of one of its captions.
 
         `frozen_image_features` [b, 1, F] and `frozen_text_features` [b, 1, G].
         """
-        images, texts = self._rows(self.image_features)[sample_ids], self._rows(self.text_features)[text_ids]
+        place = self.views[epoch % len(self.views)] if self.views else self.image_features
+        images, texts = self._rows(place)[sample_ids], self._rows(self.text_features)[text_ids]
         return {"frozen_image_features": unit(images)[:, None], "frozen_text_features": unit(texts)[:, None]}
 
     @property

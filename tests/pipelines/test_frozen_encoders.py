@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Item, Stream, Worker
 from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.dataset.views import Augment
-from pipelines.features.frozen_encoders import FrozenFeatures
+from pipelines.features.feature_store import stored_view_features
+from pipelines.features.frozen_encoders import FrozenFeatures, unit
 from pipelines.features.knn import nearest
 from pipelines.features.knn_cache import find_neighbours, with_neighbours
 from pipelines.features.pool import Pool
@@ -183,3 +185,36 @@ def test_an_index_is_asked_where_the_config_says_so(stamps: Prepared, frozen: Fr
         for epoch in (0, 1):
             searched = exact.columns(everybody, epoch, "cpu")["neighbour_ids"]
             assert np.array_equal(quick.columns(everybody, epoch, "cpu")["neighbour_ids"], searched)
+
+
+class Pixels:
+    """An encoder whose features tell its input: the mean of each of 24 parts of the image."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), 24, -1).mean(2) / 255 + 0.1
+
+
+def test_features_of_views_are_of_what_the_stream_shows_in_each_epoch(
+    stamps: Prepared, frozen: FrozenFeatures, tmp_path: Path
+) -> None:
+    """Views repeat after as many epochs as there are, and are the same for every seed; captions go on being drawn by the seed."""
+    augment, count = Augment(crop_scale=(0.3, 0.8)), 3
+    places = stored_view_features(stamps, 12, Pixels, (), {"at": str(tmp_path)}, (augment, count), Pool(0), Display(quiet=True))
+    assert len({*places}) == count
+    repeated = replace(frozen, views=tuple(places))
+    wanted = columns(Needs(frozen_encoders="own"), False, False) | {"image"}
+    tokenizer = train_tokenizer(["a thing"], 70, 4)
+    stream = Stream(stamps, frozenset(wanted), 5, 12, augment, tokenizer, frozen_features=repeated, repeated=count)
+    item, seen = np.arange(10), []
+    for epoch in range(2 * count):
+        batch = stream.here(Item(item, epoch))
+        expected = Pixels()(batch["image"].numpy())
+        found = batch["frozen_image_features"][:, 0].numpy()
+        np.testing.assert_allclose(found, unit(expected), atol=1e-3)  # stored in half precision
+        seen.append(batch["image"])
+        other = replace(stream, seed=6).here(Item(item, epoch))["image"]
+        assert torch.equal(other, batch["image"])
+    for epoch in range(count):
+        assert torch.equal(seen[epoch], seen[epoch + count])
+        assert not torch.equal(seen[epoch], seen[(epoch + 1) % count])
+    assert not torch.equal(replace(stream, repeated=None).here(Item(item, 0))["image"], seen[0])
