@@ -49,6 +49,13 @@ class DataSettings(Settings):
     augment: Augment | None = Field(Augment(), description="random views of training images; null: the centre crop")
 
 
+class TeacherSettings(Settings):
+    """Both halves of one more dual encoder."""
+
+    image_encoder: ImageTowerUnion = Field(description="its image half")
+    text_encoder: TextTowerUnion = Field(description="its text half")
+
+
 class FrozenEncoderSettings(Settings):
     """Frozen encoders whose features an objective learns from, and where their nearest neighbours are searched."""
 
@@ -57,6 +64,9 @@ class FrozenEncoderSettings(Settings):
         description="its features of images, computed once or in the step; null: the image tower with the weights it starts from",
     )
     text_encoder: TextTowerUnion | None = Field(None, description="the same, of captions; null: the text tower as it starts")
+    others: tuple[TeacherSettings, ...] = Field(
+        (), description="more dual encoders that teach together with the first: a cosine of theirs is the mean over all"
+    )
     views: int | None = Field(
         None,
         ge=1,
@@ -267,7 +277,13 @@ class TrainSettings(Settings):
                 f"data.sentences: {plain(self.data.sentences)}, but text_tower.mode=locked has features of whole captions only; "
                 "leave it out, or pass text_tower.mode=trainable"
             )
-        views = None if self.frozen_encoders is None else self.frozen_encoders.views
+        encoders = self.frozen_encoders or FrozenEncoderSettings()
+        if encoders.others and objective.needs.frozen_encoders != "own":
+            raise ValueError(
+                f"frozen_encoders.others: {len(encoders.others)}, but objective.name={objective.name} learns from features of a "
+                "single dual encoder; leave it out, or pass objective.name=distill and objective.live=false"
+            )
+        views = encoders.views
         looked_up = objective.needs.frozen_encoders == "own" and self.image_tower.mode != "locked" and augment is not None
         if views is not None and not looked_up:
             raise ValueError(

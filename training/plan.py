@@ -18,7 +18,7 @@ from pipelines.io.retry import is_remote
 from pipelines.program.code_version import code_version
 from pipelines.program.display import Display
 from pipelines.program.settings_base import digest
-from training.config import FrozenEncoderSettings, TrainSettings
+from training.config import FrozenEncoderSettings, TeacherSettings, TrainSettings
 from training.data import TrainData, open_data
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
@@ -186,9 +186,9 @@ def make_plan(
     own = scored[0]
     frozen_features = None
     if needs.frozen_encoders in ("own", "neighbours"):
-        image, text = (towers[key] for key in _ENCODERS)
         encoders = settings.frozen_encoders or FrozenEncoderSettings()
-        frozen_features = frozen_features_of(encoders, settings.data.augment, order, image, text, pool, display)
+        pairs = [(towers[image], towers[text]) for image, text in (_ENCODERS, *_others(settings))]
+        frozen_features = frozen_features_of(encoders, settings.data.augment, order, pairs, pool, display)
     stream = Stream(
         prepared=prepared,
         columns=frozenset(columns(needs, own.images.image_features is not None, own.text_features is not None)),
@@ -238,7 +238,16 @@ def frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Frozen
     towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
     if settings.objective.needs.frozen_encoders != "no":
         towers |= dict(zip(_ENCODERS, settings.frozen_encoder_pair, strict=True))
+        for keys, pair in _others(settings).items():
+            towers |= dict(zip(keys, (pair.image_encoder, pair.text_encoder), strict=True))
     return {key: frozen(tower, key, run) for key, tower in towers.items()}
+
+
+def _others(settings: TrainSettings) -> dict[tuple[str, str], TeacherSettings]:
+    """Dual encoders that teach together with `_ENCODERS`, by the keys of their halves."""
+    others = () if settings.frozen_encoders is None else settings.frozen_encoders.others
+    places = (f"frozen_encoders.others.{i}" for i in range(len(others)))
+    return {(f"{at}.image_encoder", f"{at}.text_encoder"): pair for at, pair in zip(places, others, strict=True)}
 
 
 def pretrained_towers(settings: TrainSettings, run: Path | None = None, checkpoint: Path | None = None) -> dict[str, Frozen]:

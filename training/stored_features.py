@@ -1,6 +1,7 @@
 """Features of locked towers and frozen encoders, stored with a dataset: computed where they are missing, else checked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -51,22 +52,21 @@ def frozen_features_of(
     settings: FrozenEncoderSettings,
     augment: Augment | None,
     order: Order,
-    image: Frozen,
-    text: Frozen,
+    pairs: Sequence[tuple[Frozen, Frozen]],
     pool: Pool,
     display: Display,
 ) -> FrozenFeatures:
     """The features of a run's frozen encoders, with stored neighbours if there are any. Raises `UserError` for damaged ones.
 
-    `augment`: of the run's views, for those that repeat.
+    Args:
+        augment: of the run's views, for those that repeat.
+        pairs: image and text encoder, first those whose neighbours are searched.
     """
-    prepared = order.prepared
-    views: tuple[Path | str, ...] = ()
-    if settings.views is None:
-        images = stored_image_features(prepared, image, pool, display)
-    else:
-        assert augment is not None
-        views = tuple(stored_view_features(prepared, image, (augment, settings.views), pool, display))
-        images = views[0]
-    (texts,) = stored_text_features(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
-    return with_neighbours(FrozenFeatures(order, images, texts, settings.support, settings.search, views=views), prepared)
+    prepared, found = order.prepared, list[FrozenFeatures]()
+    repeated = None if settings.views is None or augment is None else (augment, settings.views)
+    for image, text in pairs:
+        views = stored_view_features(prepared, image, repeated, pool, display)
+        (texts,) = stored_text_features(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
+        kept = tuple(views) if repeated else ()
+        found.append(FrozenFeatures(order, views[0], texts, settings.support, settings.search, views=kept))
+    return with_neighbours(replace(found[0], others=tuple(found[1:])), prepared)

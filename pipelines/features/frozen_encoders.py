@@ -43,14 +43,16 @@ class FrozenFeatures:
     search: Search = "exact"
     neighbours: Path | str | None = None  # rows by sample_id: the result of a search in the whole split
     views: tuple[Path | str, ...] = ()  # as image_features, of each repeated view: what `own` reads
+    others: tuple["FrozenFeatures", ...] = ()  # of more dual encoders, for `own`
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Widths of the features of images and captions."""
-        return self._rows(self.image_features).shape[1], self._rows(self.text_features).shape[1]
+        """Widths of the features of images and captions, of all encoders together."""
+        images, texts = zip(*((of.image_features, of.text_features) for of in (self, *self.others)), strict=True)
+        return sum(self._rows(of).shape[1] for of in images), sum(self._rows(of).shape[1] for of in texts)
 
     def columns(self, sample_ids: np.ndarray, epoch: int, device: str) -> dict[str, np.ndarray]:
         """`neighbour_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1 for none); and the
@@ -73,13 +75,18 @@ class FrozenFeatures:
         return np.stack([np.where(place < 0, -1, support.ids[place]) for place in places], axis=1)
 
     def own(self, sample_ids: np.ndarray, text_ids: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
-        """Unit features of each sample's image, or of its view in this epoch, and of one of its captions.
+        """Unit features of each sample's image, or of its view in this epoch, and of one of its captions. Those of several dual
+        encoders stand side by side, divided by the root of their number: a cosine of such rows is the mean of the encoders'.
 
         `frozen_image_features` [b, 1, F] and `frozen_text_features` [b, 1, G].
         """
-        place = self.views[epoch % len(self.views)] if self.views else self.image_features
-        images, texts = self._rows(place)[sample_ids], self._rows(self.text_features)[text_ids]
-        return {"frozen_image_features": unit(images)[:, None], "frozen_text_features": unit(texts)[:, None]}
+        images, texts = [], []
+        for of in (self, *self.others):
+            place = of.views[epoch % len(of.views)] if of.views else of.image_features
+            images.append(unit(self._rows(place)[sample_ids]))
+            texts.append(unit(self._rows(of.text_features)[text_ids]))
+        sides = {"frozen_image_features": images, "frozen_text_features": texts}
+        return {name: np.concatenate(rows, axis=1)[:, None] / len(rows) ** 0.5 for name, rows in sides.items()}
 
     @property
     def _rows(self) -> Callable[[Path | str], np.ndarray]:
