@@ -127,9 +127,14 @@ def _text(side: Side) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
     config, weights = side.tower.about["config"], text_weights(side)
     text = config["text_cfg"] | {"output_tokens": False}
     if side.projects:
-        if not isinstance(weights.get("text_projection"), Tensor):
+        if isinstance(weights.get("text_projection"), Tensor):
+            weights["text_projection"] = side.projection(weights["text_projection"].T).T
+        elif "text_projection.weight" in weights:
+            weights["text_projection.weight"] = side.projection(weights["text_projection.weight"])
+            if "text_projection.bias" in weights:
+                weights["text_projection.bias"] = side.projection(weights["text_projection.bias"][:, None])[:, 0]
+        else:
             raise CannotHoldError("its text tower ends with no matrix to put a head into")
-        weights["text_projection"] = side.projection(weights["text_projection"].T).T
     context, used = text.get("context_length", 77), settings.max_tokens
     if used < context:
         if text.get("no_causal_mask") or text.get("embed_cls") or text.get("pool_type", "argmax") not in ("argmax", "eos"):

@@ -77,7 +77,8 @@ def tokenizer_json(own: TextTokenizer) -> Tokenizer:
         steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
         if own.clean != "whitespace":
             steps.append(normalizers.Lowercase())
-        words.normalizer = normalizers.Sequence(steps)
+        own_steps = [words.normalizer] if words.normalizer is not None else []
+        words.normalizer = normalizers.Sequence([*steps, *own_steps])
     return words
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 from PIL import Image
 
 from pipelines.dataset.prepared import Prepared
@@ -23,6 +25,7 @@ from raylign.__main__ import main
 from tests.refusals import refused
 from tests.training.squares import TEST, TRAIN, prepared_by_hand
 from tests.training.test_self_contained import BAG, CONV, SIZE, originals, settings_of, train
+from tests.training.towers.text_models import tokenizer_of
 from training.checkpoint import load_embedder
 from training.export.export import export
 from training.export.model import open_model
@@ -47,6 +50,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "joined": ("VisionTextDualEncoderModel", "'huggingface'"),
     "open_clip": ("CLIPModel", "CustomTextCLIP"),
     "mixed": ("VisionTextDualEncoderModel", "CustomTextCLIP"),
+    "long": ("CLIPModel", "CustomTextCLIP"),  # with LoRA too
+    "siglip words": ("no_causal_mask", "CustomTextCLIP"),
     "chained": ("CLIPModel", "CustomTextCLIP"),
 }
 
@@ -59,7 +64,7 @@ def cases(towers: dict[str, dict[str, Any]], runs: Path) -> dict[str, dict[str, 
     """Runs by name, the last of which builds upon another."""
     siglip = towers["vision"] | {"projected": True}
     siglip.pop("image_size")
-    open_clip = {"image_tower": towers["open_clip image"], "text_tower": towers["open_clip text"] | {"max_tokens": 9}}
+    ours = {"image_tower": towers["open_clip image"], "text_tower": towers["open_clip text"] | {"max_tokens": 9}}
     first = {"name": "run", "path": str(runs / "open_clip")}
     sigmoid = {"name": "siglip", "bias": -3.0}
     return {
@@ -80,8 +85,13 @@ def cases(towers: dict[str, dict[str, Any]], runs: Path) -> dict[str, dict[str, 
             **{"image_head": IDENTITY, "text_head": IDENTITY, "embed_dim": 32, "objective": sigmoid},
         },
         "joined": {"image_tower": towers["timm"], "text_tower": towers["text half"]},
-        "open_clip": open_clip | {"objective": sigmoid},
+        "open_clip": ours | {"objective": sigmoid},
         "mixed": {"image_tower": towers["timm"], "text_tower": towers["open_clip text"]},
+        "long": {
+            **{"image_tower": towers["open_clip image"] | {"lora": {"rank": 2}, "lr_scale": 100}},
+            **{"text_tower": towers["open_clip text"] | {"max_tokens": 20, "stretch_positions": True, "lora": {"rank": 2}}},
+        },
+        "siglip words": {"image_tower": towers["open_clip image"], "text_tower": towers["siglip words"], "objective": sigmoid},
         "chained": {"image_tower": first | {"image_size": SIZE}, "text_tower": first | {"max_tokens": 9}},
     }
 
@@ -102,13 +112,28 @@ def caption(number: int) -> str:
     return f"{adjectives[number % 4]} {nouns[number // 4 % 4]} on {ends[number // 16]} mat"
 
 
+def siglip_words(folder: Path) -> dict[str, Any]:
+    """open_clip's text half that reads its padding, and texts by the tokenizer of Hugging Face beside its weights."""
+    folder.mkdir()
+    tokenizer_of("siglip").save_pretrained(folder)
+    text = {"context_length": 16, "vocab_size": 60, "width": 16, "heads": 2, "layers": 1, "pool_type": "last", "proj_bias": True}
+    text |= {"no_causal_mask": True, "hf_tokenizer_name": "nowhere", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    vision = {"image_size": SIZE, "layers": 1, "width": 64, "patch_size": 16}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
+    (folder / "raylign-words.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "raylign-words.json")
+    torch.save(open_clip.create_model("raylign-words", load_weights=False).state_dict(), folder / "w.pt")
+    return {"name": "open_clip", "model": "raylign-words", "weights": str(folder / "w.pt"), "max_tokens": 16}
+
+
 SAID = [caption(i) for i in range(TRAIN, TRAIN + TEST)]  # of the test split
 
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Pretrained towers, tiny, by name."""
-    return originals(tmp_path_factory.mktemp("export") / "towers")
+    folder = tmp_path_factory.mktemp("export") / "towers"
+    return originals(folder) | {"siglip words": siglip_words(folder / "words")}
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +242,8 @@ def test_temperature_and_bias_are_exported(elsewhere: dict[str, np.ndarray], run
 def test_what_a_target_cannot_hold_is_refused_with_the_nearest_that_can(
     runs: Path, tmp_path: Path, run: str, target: str, reason: str
 ) -> None:
-    other = "huggingface" if is_class(EXPECTED[run][0]) else "onnx" if HAS_ONNX else "safetensors"
+    holds = [name for name, about in zip(("huggingface", "open_clip"), EXPECTED[run], strict=True) if is_class(about)]
+    other = holds[0] if holds else "onnx" if HAS_ONNX else "safetensors"
     with refused("--to", target, reason, remedy=f"--to {other}"):
         export(runs / run, target, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
