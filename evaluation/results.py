@@ -7,7 +7,6 @@ names, as fractions), so that other tools can read it. It also has ours, in perc
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.task_info import TaskInfo
+from pipelines.io.storage import written
 from pipelines.program.errors import UserError
 
 _COLUMNS = ["model", "dataset", "task", "score", "main", "value", "low", "high", "chance", "largest_class", "n"]
@@ -39,15 +39,13 @@ class Result:
     def write(self, output: Path, info: TaskInfo) -> Path:
         """Write it into the folder of its model, set and task. `info`: of its task, for CLIP_benchmark's names of the scores."""
         path = output / self.model / self.dataset / self.task / "result.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         tree = {
             "language": "en",
             "pretrained": str(self.about.get("pretrained", "")),
             "metrics": {info.measure(name).clip_benchmark or name: value / 100 for name, value in self.scores.items()},
         }
-        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        partial.write_text(json.dumps(asdict(self) | tree, indent=1), encoding="utf-8")
-        partial.rename(path)
+        with written(path) as aside:
+            aside.write_text(json.dumps(asdict(self) | tree, indent=1), encoding="utf-8")
         return path
 
 

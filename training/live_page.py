@@ -37,6 +37,8 @@ _RELOAD = 30  # seconds after which a browser reads the page again
 @contextmanager
 def live_page(plan: Plan, folder: Path, display: Display) -> Iterator[None]:
     """A context in which the page follows the run. If the run ends in it by an error or a request, the page says so."""
+    for left in folder.glob(f"{_PAGE}.partial-*"):  # of a driver that was killed while it wrote
+        left.unlink()
     writer = _Writer(plan, folder, display)
     writer.start()
     try:

@@ -1,6 +1,5 @@
 """A whole page in one file, and files that appear whole: for the reports of all programs."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from markupsafe import Markup
 
 from evaluation.reporting import html
 from evaluation.reporting.chart import COLOURS, SHADES
+from pipelines.io.storage import written
 
 _STYLE = Path(__file__).with_name("style.css")
 # Everything is inline and there is no script, so that a page can be mailed, printed, and opened in twenty years.
@@ -66,8 +66,7 @@ def page(
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Each aside and renamed: a reader sees the old one or the new one."""
+    """Each aside and renamed: a reader sees the old one or the new one. Raises `OSError`, and leaves no part of a file then."""
     for name, content in files.items():
-        aside = folder / f"{name}.partial-{os.getpid()}"
-        aside.write_text(content, encoding="utf-8", newline="")
-        aside.rename(folder / name)
+        with written(folder / name) as aside:
+            aside.write_text(content, encoding="utf-8", newline="")

@@ -14,6 +14,7 @@ from evaluation.class_sets import ELEVEN
 from evaluation.metrics import TASKS
 from evaluation.report import write_report
 from evaluation.reporting.__main__ import main
+from evaluation.reporting.render import write_files
 from evaluation.results import Result
 from tests.evaluation.results_by_hand import LINE, NASTY, of_every_task, result, zero_shot
 from tests.patience import PATIENCE
@@ -297,3 +298,10 @@ def test_a_folder_without_results_is_one_line(tmp_path: Path, capsys: pytest.Cap
         capsys.readouterr().err
         == f"error: output: there is no result in {tmp_path}; run python -m evaluation CONFIG.yaml first\n"
     )
+
+
+def test_a_page_that_cannot_be_written_leaves_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()  # as a disk that has no room, it lets nothing be put there
+    with pytest.raises(OSError, match=r"report\.html"):
+        write_files(tmp_path, {"report.html": "content"})
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

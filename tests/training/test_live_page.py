@@ -34,6 +34,7 @@ def test_the_page_follows_the_run_and_ends_with_it(
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         return all(word in text for word in words)
 
+    (tmp_path / "report.html.partial-killed").write_text("half of a")
     reload = 'http-equiv="refresh"'
     with pytest.raises(KeyError), live_page.live_page(plan, tmp_path, Display(quiet=True)):
         append_lines(tmp_path / "metrics.jsonl", first)
