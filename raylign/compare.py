@@ -96,7 +96,7 @@ def _write(options: argparse.Namespace) -> Path:
         "compare",
         html.fill("Comparison of {}", number_format.count(len(runs), "run")),
         headline,
-        [html.div("", *map(html.named, models))],
+        [html.div("legend", *map(html.named, models))],
         [
             html.section("scores", "Scores", about, _score_table(scores, names)),
             html.section("settings", "Settings that differ", _settings(runs, names)),
