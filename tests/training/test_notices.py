@@ -21,6 +21,8 @@ from training.pulse import pulses
 from training.run_store import RunStore
 from training.status import status_of
 
+import psutil  # isort: skip  comes with ray
+
 
 def test_who_asks_to_stop_is_heard_before_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that both the user and a cloud interrupt ends; and one that ends by itself does not start again."""
@@ -37,6 +39,13 @@ def test_who_asks_to_stop_is_heard_before_a_notice(monkeypatch: pytest.MonkeyPat
     assert pickle.loads(pickle.dumps(left.value)).step == 7, "it passes through Ray"
     asked[0] = True
     assert stop() and notice.after(stopped) is stopped
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.mark.e2e
@@ -85,9 +94,11 @@ def test_a_checkpoint_that_takes_longer_than_its_notice(store: Store, cluster: C
     long, stalled = LongRun(cluster, tmp_path, storage=store.uri("runs"), every=every), ExitStack()
 
     def too_late(take: Callable[[], None]) -> None:
-        """Once the other worker has stopped for it."""
+        """Once the other worker has stopped for it; rank 0's process outlives its node a little, and would upload after all."""
         wait_until(lambda: store.held() > 0 and pulses(long.run)[1]["stage"] == "ended", long.program.text)
+        first = pulses(long.run)[0]["pid"]
         take()
+        wait_until(lambda: has_ended(first), long.program.text)
         stalled.close()
 
     try:
