@@ -1,6 +1,6 @@
 """What a checkpoint costs a run's steps: saved while a step waits, and while training goes on; on a disk, and in a store.
 
-    python -m benchmarks.checkpoint_cost          # about 15 minutes on 2 cores
+    python -m benchmarks.checkpoint_cost          # about 4 minutes on 2 cores
 
 One Ray Train worker with one thread trains timm's vit_small (64 pixels) and a small text tower by AdamW, and saves with
 `training.saver` as a run does. The store is the tests' S3 server, on the same machine and its CPUs. Before and after each
