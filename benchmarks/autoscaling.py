@@ -1,6 +1,6 @@
 """A cluster that grows from nothing for a run, loses a spot node under it, and shrinks to nothing again: its nodes over time.
 
-    python -m benchmarks.autoscaling [--idle SECONDS]      # about five minutes on 2 cores; prints a table
+    python -m benchmarks.autoscaling [--idle SECONDS]      # about two minutes on 2 cores; prints a table
 
 Ray's own autoscaler with the node types, labels and limits of `cluster.yaml`, on this machine: its fake provider starts a node's
 processes in place of a machine. A node has one CPU (and a GPU that nobody uses) in place of its machine's. Preparing asks for
