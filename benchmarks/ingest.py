@@ -40,7 +40,7 @@ UNCOUNTED = 8  # first batches: processes start, and make some ahead
 # Batches that are asked for and never waited for: at the last one that counts, as many are under way as at the first. Were the
 # last one really the last, what had been made before the first would pass for speed.
 BEYOND = 12
-PACKAGES = ("ray", "torch", "webdataset", "open_clip_torch", "pillow")
+PACKAGES = ("ray", "torch", "webdataset", "open_clip_torch", "pillow", "cykooz-resizer")
 
 
 def make_job(told: argparse.Namespace, beyond: int = 0) -> Job:

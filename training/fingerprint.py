@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-_LIBRARIES = ("raylign", "torch", "torchvision", "timm", "transformers", "tokenizers", "open_clip_torch", "pillow", "numpy")
+_LIBRARIES = (
+    *("raylign", "torch", "torchvision", "timm", "transformers", "tokenizers", "open_clip_torch"),
+    *("pillow", "cykooz-resizer", "opencv-python-headless", "numpy"),
+)
 
 
 def fingerprint(network: nn.Module, about: Any) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 from pydantic import Field
 
+from pipelines.dataset import pixels
 from pipelines.dataset.images import Box, Opened
 from pipelines.dataset.rand_augment import Operation, RandAugment, operate
 from pipelines.dataset.strong_views import StrongAugment, StrongViews
@@ -77,10 +78,13 @@ def train_view(image: Opened | Image.Image, size: int, augment: Augment, random:
 
 
 def eval_view(image: Opened | Image.Image, size: int) -> np.ndarray:
-    """The centre square, resized to `size`; uint8 [3, size, size]. Decoded at full size, so that scores do not depend on how a
-    decoder reduces images."""
+    """The centre square, resized to `size`; uint8 [3, size, size].
+
+    Decoded at full size, so that scores do not depend on how a decoder reduces images, and resized by Pillow's bicubic, as in
+    the papers' and open_clip's evaluation.
+    """
     rgb = image.rgb() if isinstance(image, Opened) else image
-    return _pixels(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 def draw(size: tuple[int, int], augment: Augment, random: np.random.Generator) -> Drawn:
@@ -137,7 +141,7 @@ def apply(image: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> lis
         boxes = [image.reduced(box, rgb) for box in boxes]
     else:
         rgb = image
-    return [_pixels(_view(rgb, box, size, view)) for box, view in zip(boxes, drawn, strict=True)]
+    return [_view(rgb, box, size, view) for box, view in zip(boxes, drawn, strict=True)]
 
 
 def _box(size: tuple[int, int], scale: tuple[float, float], ratios: tuple[float, float], random: np.random.Generator) -> Box:
@@ -153,36 +157,27 @@ def _box(size: tuple[int, int], scale: tuple[float, float], ratios: tuple[float,
     return 0.0, 0.0, float(width), float(height)
 
 
-def _view(image: Image.Image, box: Box, size: int, drawn: Drawn) -> Image.Image:
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+def _view(image: Image.Image, box: Box, size: int, drawn: Drawn) -> np.ndarray:
+    view = pixels.resized(image, box, size)
     if drawn.jitter is not None:
         view = _jittered(view, drawn.jitter)
     if drawn.gray:
-        view = view.convert("L").convert("RGB")
+        view = pixels.gray(view)
     if drawn.sigma is not None:
-        view = view.filter(ImageFilter.GaussianBlur(drawn.sigma))
+        view = pixels.blurred(view, drawn.sigma)
     if drawn.flip:
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for operation in drawn.operations:
-        view = operate(view, operation)
-    return view
+        view = view[:, ::-1]
+    if drawn.operations:
+        operated = Image.fromarray(view)
+        for operation in drawn.operations:
+            operated = operate(operated, operation)
+        view = np.asarray(operated)
+    return view.transpose(2, 0, 1)  # not contiguous: it is copied into the batch anyway
 
 
-def _jittered(view: Image.Image, jitter: Jitter) -> Image.Image:
+def _jittered(view: np.ndarray, jitter: Jitter) -> np.ndarray:
+    factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    changes = (pixels.brighter, pixels.contrasted, pixels.saturated, pixels.hue_shifted)
     for step in jitter.order:
-        if step == 0:
-            view = ImageEnhance.Brightness(view).enhance(jitter.brightness)
-        elif step == 1:
-            view = ImageEnhance.Contrast(view).enhance(jitter.contrast)
-        elif step == 2:
-            view = ImageEnhance.Color(view).enhance(jitter.saturation)
-        else:
-            hue, saturation, value = view.convert("HSV").split()
-            shift = int(jitter.hue * 255)
-            turned = hue.point([(level + shift) % 256 for level in range(256)])
-            view = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+        view = changes[step](view, factors[step])
     return view
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)  # not contiguous: it is copied into the batch anyway
