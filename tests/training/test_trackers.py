@@ -175,8 +175,9 @@ def test_an_outage_ends_no_run_and_what_it_missed_is_sent_later(
 def test_what_cannot_be_tracked_is_refused_before_training(
     plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in NAMES:
-        if find_spec(name) is None:
+    with monkeypatch.context() as nothing:
+        nothing.setattr(trackers, "find_spec", lambda name: None)
+        for name in NAMES:
             with refused("loggers", name, remedy="trackio" if name == "trackio" else f"raylign[{name}]"):
                 check_trackers(plan_of(loggers=[name]).settings)
     with refused("loggers", "'wandb'", remedy="remove one"):
