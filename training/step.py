@@ -55,7 +55,9 @@ def _train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: fl
     average_gradients(state.objective)
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if settings.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
     counts, state.stopping = _agreed(loss, norm, state.stopping)
     if counts:
         state.optimizer.step()  # not through the scaler: gradients are unscaled already, and finite
