@@ -113,7 +113,7 @@ def ours(plan: Plan, made: tuple[Any, Any, Any]) -> Turn:
 
 
 def bare(plan: Plan, made: tuple[Any, Any, Any]) -> Turn:
-    """The least that trains: no check, no log. It gathers negatives with gradients, and accumulates by recomputing, as ours does."""
+    """The least that trains: no check, no log. Gathers negatives with gradients, and accumulates by recomputing, as ours does."""
     import open_clip
 
     settings = plan.settings
@@ -328,9 +328,9 @@ def main() -> None:
         "# A step",
         "",
         f"`python -m benchmarks.step --rounds {told.rounds}`; {machine()}.",
-        f"Milliseconds of a step, median of {told.rounds} rounds of {STEPS} steps of each; and our speed relative to the others': median",
-        "(quartiles) of the ratios within a round; above 1 ours is faster. Same towers, weights, optimizer and batches, in memory;",
-        "their losses agree.",
+        f"Milliseconds of a step, median of {told.rounds} rounds of {STEPS} steps of each; and our speed relative to that of",
+        "the others: median (quartiles) of the ratios within a round; above 1 ours is faster. Same towers, weights, optimizer",
+        "and batches, in memory; their losses agree.",
         "",
         "| | ours, ms | open_clip, ms | bare loop, ms | ours, of open_clip's speed | of the bare loop's |",
         "|---|---|---|---|---|---|",
