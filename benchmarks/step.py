@@ -1,6 +1,7 @@
 """An optimizer step beside what a user would pick instead: ours, open_clip's own training function, and a bare PyTorch loop.
 
-    python -m benchmarks.step            # about 10 minutes on 2 cores; needs data/openmoji (make demo)
+    python -m benchmarks step            # about 10 minutes on 2 cores; needs data/openmoji (make demo)
+    python -m benchmarks.step --case "conv, batch 128"      # one case; writes nothing
 
 All three train the same towers from the same weights, by the same optimizer, on the same batches, which are in memory: uint8
 images and token ids. Their losses have to agree. They take turns in one process (with two workers: in the same two), each for a
@@ -14,7 +15,6 @@ import logging
 import math
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.figures import Figure
 from benchmarks.runs import machine, plan_of
 from pipelines.dataset.stream import Item, Worker
 from pipelines.program.display import Display
@@ -41,8 +42,8 @@ from training.state import TrainState
 from training.step import over_workers, train_step
 
 CONFIG = Path("training/configs/from-scratch.yaml")
-RESULT = Path("docs/benchmarks/step.md")
-LR, STEPS, LOGGED = 1e-4, 4, 10  # steps of a turn; open_clip logs every tenth, and so does ours
+LR, STEPS, ROUNDS = 1e-4, 4, 20  # steps of a turn
+LOGGED = 10  # open_clip logs every tenth step, and so does ours
 _SMALL: dict[str, Any] = {
     "image_tower": {"name": "conv", "image_size": 48},
     "text_tower": {"name": "transformer", "width": 128, "layers": 2, "max_tokens": 32, "vocabulary_size": 4000},
@@ -301,21 +302,48 @@ def run(case: str, rounds: int) -> dict[str, list[float]]:
     return json.loads(answers[0][0].splitlines()[-1])
 
 
-def row(case: str, seconds: dict[str, list[float]]) -> str:
-    """Of the table."""
+def figures_of(case: str, seconds: dict[str, list[float]]) -> list[Figure]:
+    """Milliseconds of each form, and our speed relative to the two others'."""
+    found = [Figure(f"{case}: {name}", [1000 * value for value in values], "ms", "less") for name, values in seconds.items()]
+    for name in ("open_clip", "bare"):
+        ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds[name], strict=True)]
+        found.append(Figure(f"{case}: speed relative to {name}", ratios))
+    return found
 
-    def ratio(other: str) -> str:
-        found = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds[other], strict=True)]
-        low, _, high = statistics.quantiles(found, n=4)
-        return f"{statistics.median(found):.3f} ({low:.3f} to {high:.3f})"
 
-    millis = [f"{1000 * statistics.median(seconds[name]):.1f}" for name in FORMS]
-    return f"| {' | '.join([case, *millis, ratio('open_clip'), ratio('bare')])} |"
+def measure(rounds: int, cases: Sequence[str] = tuple(CASES)) -> list[Figure]:
+    """Of all cases; tells of each as it goes."""
+    found = []
+    for case in cases:
+        new = figures_of(case, run(case, rounds))
+        print("\n".join(f"{figure.name}: {figure} {figure.unit}" for figure in new), flush=True)
+        found += new
+    return found
+
+
+def table(command: str, figures: Sequence[Figure]) -> list[str]:
+    """The page, in Markdown."""
+    named = {figure.name: figure for figure in figures}
+    rounds = len(figures[0].values)
+    lines = [
+        "# A step",
+        "",
+        f"`{command}`; {machine()}.",
+        f"Milliseconds of a step, median (quartiles) of {rounds} rounds of {STEPS} steps of each; and our speed relative to that",
+        "of the others, whose ratios are taken within a round; above 1 ours is faster. Same towers, weights, optimizer and",
+        "batches, in memory; their losses agree.",
+        "",
+        "| | ours, ms | open_clip, ms | bare loop, ms | ours, of open_clip's speed | of the bare loop's |",
+        "|---|---|---|---|---|---|",
+    ]
+    columns = [*FORMS, "speed relative to open_clip", "speed relative to bare"]
+    lines += [f"| {' | '.join([case, *(str(named[f'{case}: {column}']) for column in columns)])} |" for case in CASES]
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help=f"of {STEPS} steps of each of the three")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {STEPS} steps of each of the three")
     parser.add_argument("--case", choices=list(CASES), action="append", help="only this one; may be repeated")
     parser.add_argument("--child", choices=list(CASES), help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -323,23 +351,8 @@ def main() -> None:
     told = parser.parse_args()
     if told.child:
         child(told.child, told.rounds, told.rank, told.store)
-        return
-    lines = [
-        "# A step",
-        "",
-        f"`python -m benchmarks.step --rounds {told.rounds}`; {machine()}.",
-        f"Milliseconds of a step, median of {told.rounds} rounds of {STEPS} steps of each; and our speed relative to that of",
-        "the others: median (quartiles) of the ratios within a round; above 1 ours is faster. Same towers, weights, optimizer",
-        "and batches, in memory; their losses agree.",
-        "",
-        "| | ours, ms | open_clip, ms | bare loop, ms | ours, of open_clip's speed | of the bare loop's |",
-        "|---|---|---|---|---|---|",
-    ]
-    for case in told.case or CASES:
-        lines.append(row(case, run(case, told.rounds)))
-        print(lines[-1], flush=True)
-    if not told.case:
-        RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        measure(told.rounds, told.case or list(CASES))
 
 
 if __name__ == "__main__":
