@@ -283,6 +283,7 @@ class Simulator:
         elif kind == "store-is-mute":
             self._disturb(MUTE, errors=0, resets=0, stalls=0, held=".")
         elif kind == "kill-head":
+            ray.shutdown()  # Ray ends a process that is still connected after a minute, and the program may take longer
             self._cluster.head_node.kill_gcs_server(check_alive=False)
             with suppress(psutil.TimeoutExpired):
                 program.wait(120)
