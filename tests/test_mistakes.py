@@ -41,8 +41,9 @@ SCRATCH = "training/configs/from-scratch.yaml"
 
 @pytest.fixture
 def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a program in this process; it must fail with exit code 2 and one line, which is returned."""
+    """Run a program in this process; it must fail with exit code 2 and one line, which is returned. No logger is installed."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("tuning.config.find_spec", lambda name: None)
 
     def run(program: str, *arguments: str) -> str:
         model, action = PROGRAMS[program]
