@@ -224,7 +224,12 @@ def receive(path: Path | str, copy: Path) -> None:
 def _send(aside: Path, path: Path | str) -> None:
     system, inside = system_of(path)
     if isinstance(system, pafs.PyFileSystem):
-        system.handler.fs.put_file(str(aside), inside)
+        store = system.handler.fs
+        try:
+            store.put_file(str(aside), inside)
+        except FileNotFoundError:  # one that has folders, which a store of objects has not
+            store.makedirs(inside.rpartition("/")[0], exist_ok=True)
+            store.put_file(str(aside), inside)
     else:
         with pa.memory_map(str(aside)) as source:
             data = source.read_buffer()

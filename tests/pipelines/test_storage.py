@@ -237,8 +237,10 @@ def test_a_broken_local_table_is_not_tried_again(tmp_path: Path, monkeypatch: py
         storage.read_table(tmp_path / "t.parquet")
 
 
-def test_file_systems_of_fsspec(tmp_path: Path) -> None:
-    folder = f"memory://{tmp_path.name}"
+@pytest.mark.parametrize("root", ["memory://", "local://{}/"])
+def test_file_systems_of_fsspec(root: str, tmp_path: Path) -> None:
+    """One of objects, and one with folders, which have to be made."""
+    folder = f"{root.format(tmp_path)}{tmp_path.name}"
     for name, data in {"b.txt": b"bb", "a.txt": b"0123456789", "x/c.txt": b"c"}.items():
         with storage.written(f"{folder}/{name}") as path:
             path.write_bytes(data)
