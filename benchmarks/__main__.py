@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = parser.parse_args(arguments)
     if unknown := [name for name in told.names if name not in RECORDED]:
         parser.error(f"{unknown[0]} keeps no figures; choose from {', '.join(RECORDED)}")
+    if told.check and (lacking := [name for name in told.names if not (figures.FOLDER / f"{name}.json").exists()]):
+        parser.error(f"no figures of {lacking[0]} are kept; run it without --check first")
     if not told.names:
         print("\n".join(listed()))
         return 0

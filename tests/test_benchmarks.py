@@ -48,6 +48,9 @@ def test_a_check_ends_with_an_error_if_a_ratio_drifted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(figures, "FOLDER", tmp_path)
+    with pytest.raises(SystemExit):  # before anything is measured
+        program.main(["step", "--check"])
+    assert "no figures of step are kept" in capsys.readouterr().err
     figures.write("step", "", [KEPT])
     before = (tmp_path / "step.json").read_text()
     for by, code in ((1.0, 0), (1.2, 1)):
