@@ -90,6 +90,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
     if done is not None:
         with tracked(settings, folder, display, over=True):
             pass
+        finished(folder)  # its process may have died before it had done this
         display.line(
             f"{place_of(folder)}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again"
         )

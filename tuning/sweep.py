@@ -279,6 +279,7 @@ def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], dis
     """Write the final tables and report, and print the result. Raises `UserError` if no trial finished."""
     from tuning.reporting.sweep_data import read as read_sweep
 
+    plan.folder.clear()
     answer = _write(plan, schedule, dict(about) | {"state": "finished"})
     place = plan.folder.path
     summary = read_sweep(place).summary

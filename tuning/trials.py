@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,6 +180,19 @@ class Folder:
         own = (path for path in self.path.iterdir() if path.is_file() and not path.name.startswith("."))
         kept(self.path, *sorted(path.name for path in own if ".partial-" not in path.name))
 
+    def clear(self) -> None:
+        """Delete the weights that trials still have after their end.
+
+        A process may have died while it deleted them, or saved a checkpoint after the driver had recorded that it was stopped.
+        """
+        if isinstance(self._place, str):
+            files = (name.split("/") for name in RunStore(self._place).files("trials"))
+            trials = {trial for trial, name, *_ in files if any(fnmatch(name, kind) for kind in _WEIGHTS)}
+        else:
+            trials = {path.name for path in self.path.glob("trials/*")}
+        for trial in trials:
+            _clear(self.of(trial))
+
 
 def pull(store: RunStore) -> None:
     """Make a driver's working copy what the store has of a sweep."""
@@ -200,14 +214,20 @@ def end(trial: Path, outcome: Outcome) -> None:
     """Record how the trial of a folder ended. Checkpoints of search trials are deleted: the trial's command makes them again."""
     write(trial / _ENDED, json.dumps(asdict(outcome), indent=1))
     kept(trial, _ENDED)
-    begun = read_json(trial / _BEGUN)
-    if begun is None or begun["phase"] == "search" or outcome.status != "finished":
-        for path in [path for kind in _WEIGHTS for path in trial.glob(kind)]:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:  # the registry of checkpoints, the embeddings of the held-out split
-                path.unlink(missing_ok=True)
-        dropped(trial, *_WEIGHTS)
+    _clear(trial)
+
+
+def _clear(trial: Path) -> None:
+    """Delete the weights of a trial that has ended, unless it is a final run that finished."""
+    outcome, begun = ended(trial), read_json(trial / _BEGUN)
+    if outcome is None or (begun is not None and begun["phase"] == "final" and outcome.status == "finished"):
+        return
+    for path in [path for kind in _WEIGHTS for path in trial.glob(kind)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:  # the registry of checkpoints, the embeddings of the held-out split
+            path.unlink(missing_ok=True)
+    dropped(trial, *_WEIGHTS)
 
 
 def ended(trial: Path) -> Outcome | None:

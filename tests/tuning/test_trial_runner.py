@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from tests.training.squares import BATCH, BEST, STEPS, tree_of, write_root
 from training.checkpoint import find_checkpoint
 from training.checkpoint_registry import NEWEST
 from training.metrics_file import read_metrics
-from training.run_store import RunStore
+from training.run_store import RunStore, kept
 from training.working_copy import working_copy
 from tuning.held_out_items import read_items
 from tuning.trial_runner import run_trial
-from tuning.trials import Folder, Trial, pull
+from tuning.trials import Folder, Outcome, Trial, pull
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(report|get_session)` is meant to only be called")
+QUIET = Display(quiet=True)
 Interrupt = Callable[[dict[str, Any]], None]
 
 
@@ -92,7 +94,7 @@ def test_a_trial_in_a_store_goes_on_on_another_node(
     uri, disk = store.uri("runs", "sweep"), Folder(tmp_path / "sweep")
     trials = [Trial("all", "search", 0, 0, {}, {}, "all"), Trial("all", "final", 0, 1, {}, {}, "all")]
     go("driver")
-    with working_copy(uri, Display(quiet=True), "sweep", pull):
+    with working_copy(uri, QUIET, "sweep", pull):
         folder = Folder(uri)
         with store.faulty(errors=0.05, resets=0.05, stalls=0.02):
             for trial in trials:
@@ -111,7 +113,7 @@ def test_a_trial_in_a_store_goes_on_on_another_node(
     for node in ("first", "second"):
         assert not [path for path in (tmp_path / node / "raylign" / "runs").rglob("*") if path.is_file()]
     go("another driver")
-    with working_copy(uri, Display(quiet=True), "sweep", pull) as copy:
+    with working_copy(uri, QUIET, "sweep", pull) as copy:
         for trial in trials:
             disk.begin(trial)
             run_trial(config_of(root, disk, trial))
@@ -125,3 +127,44 @@ def test_a_trial_in_a_store_goes_on_on_another_node(
             assert kept == {path.name for path in disk.of(trial.name).iterdir() if not path.name.startswith(".")}
         assert read_items(there, [BEST]) is not None
     assert find_checkpoint(f"{uri}/trials/{trials[1].name}").name == f"checkpoint_{STEPS:08d}"
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_dies_at_its_end_leaves_what_others_leave(store: Store, tmp_path: Path) -> None:
+    """Killed after any deletion, in a store and on a disk: the sweep's end deletes its weights, and none of final runs."""
+    dropped, left = RunStore.drop, [0]
+
+    def until_killed(self: RunStore, name: str) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        dropped(self, name)
+
+    def save(run: Path, *names: str) -> None:
+        for name in names:
+            (run / name).mkdir()
+            (run / name / "digests.json").write_text("{}")
+            kept(run, name)
+
+    for place in (store.uri("runs", "ends"), tmp_path / "ends"):
+        with working_copy(place, QUIET, "sweep", pull) if isinstance(place, str) else nullcontext():
+            folder = Folder(place)
+            for deletions in range(4):
+                for phase in ("search", "final"):
+                    trial = Trial("all", phase, deletions, 0, {}, {}, "all")
+                    folder.begin(trial)
+                    save(folder.of(trial.name), "checkpoint_00000002", "checkpoint_00000004", "best")
+                    left[0] = deletions
+                    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+                        patch.setattr(RunStore, "drop", until_killed)
+                        folder.end(trial.name, Outcome("finished"))
+            save(folder.of("all-p3"), "checkpoint_00000006")  # of a trial that was stopped while it saved
+            folder.begin(Trial("all", "search", 9, 0, {}, {}, "all"))
+            save(folder.of("all-p9"), "best")  # it is under way
+            folder.clear()
+            files = (
+                RunStore(place).files() if isinstance(place, str) else (str(p.relative_to(place)) for p in place.rglob("*.json"))
+            )
+            weights = {name.rpartition("/")[0] for name in files if name.endswith("digests.json")}
+        assert {name for name in weights if "seed" not in name} == {"trials/all-p9/best"}
+        assert len(weights) == 1 + 4 * 3, "the weights of final runs stay"
