@@ -88,6 +88,7 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
         ("training", ["nope.yaml"], ["nope.yaml", OPENMOJI]),
         ("training", ["opnmoji.yaml"], ["opnmoji.yaml", f"{OPENMOJI}?"]),
         ("training", ["training/configs/opnmoji.yaml"], [f"{OPENMOJI}?"]),
+        ("training", ["s3://bucket/opnmoji.yaml"], ["s3://bucket/opnmoji.yaml: ", f"{OPENMOJI}?"]),
         ("training", ["training/configs"], ["training/configs: ", OPENMOJI]),
         ("training", ["README.md"], ["README.md", "YAML"]),
         ("training", [EMOJIS], [f"python -m pipelines {EMOJIS}"]),

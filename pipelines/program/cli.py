@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipelines.io.retry import shown
+from pipelines.io.retry import is_remote, shown, shown_place
 from pipelines.program import interrupts, yaml_text
 from pipelines.program.causes import cause_of, innermost, of_storage
 from pipelines.program.config_files import ROOT, find_config, shipped, short_name
@@ -205,6 +205,8 @@ def _lost(error: Exception) -> UserError | None:
 def _read(prog: str, package: str, model: type[S], options: argparse.Namespace) -> S:
     """The validated config with its overrides. Raises `UserError`."""
     path = find_config(options.config, package)
+    if is_remote(options.config):
+        raise UserError(shown_place(options.config), "is not on a disk, as a config must be", _configs_like(path, package, model))
     _check_file(path, prog, package, model)
     return load(model, path, parse_overrides(options.overrides, model))
 
