@@ -2,9 +2,8 @@
 
 pyarrow's own file systems serve s3 and gs, fsspec the rest. Failed requests are retried with growing delays before they count as
 failed. Writes are atomic.
-
-Environment: AWS_ENDPOINT_URL names another S3-compatible service; credentials and AWS_REGION are as the AWS tools know them.
-GOOGLE_APPLICATION_CREDENTIALS is as Google's tools know it; STORAGE_EMULATOR_HOST names an emulator, which is asked without any.
+Environment: AWS_ENDPOINT_URL names another S3-compatible service; credentials and AWS_REGION are as the AWS tools know them, and
+Google's as its tools know them. STORAGE_EMULATOR_HOST names an emulator for gs, which is asked without any.
 """
 
 import functools
@@ -381,11 +380,9 @@ def _local() -> pafs.FileSystem:
 @functools.lru_cache(maxsize=32)
 def _remote_system(scheme: str, bucket: str) -> pafs.FileSystem:
     if scheme != "s3":
-        options: dict[str, Any] = {}
-        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
-            kind, _, address = emulator.rpartition("://")
-            options = {"endpoint_override": address.rstrip("/"), "scheme": kind or "http", "anonymous": True}
-        return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=_TIMEOUT), **options)
+        kind, _, address = os.environ.get("STORAGE_EMULATOR_HOST", "").rpartition("://")
+        emulated: Any = {"endpoint_override": address.rstrip("/"), "scheme": kind or "http", "anonymous": True} if address else {}
+        return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=_TIMEOUT), **emulated)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint:
