@@ -21,7 +21,7 @@ from training import pulse
 from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import Snapshot, load_checkpoint, snapshot
-from training.distributed import total
+from training.distributed import gather_objects, total
 from training.held_out_figures import held_out_figures
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
@@ -126,7 +126,10 @@ def train(
             if state.ended and worker.rank == 0:
                 keep(state.step, [(s.file, s.data, *of) for s, *of in zip(plan.scored, rows, scores, strict=True)])
         state.unusable += round(float(total(torch.tensor(float(len(failed)), device=worker.device))))
-        metrics |= {"unusable": state.unusable, UNUSABLE_ROWS: [[row.sample_id, row.reason] for row in failed]}
+        rows_failed = [[row.sample_id, row.reason] for row in failed]
+        if saves:  # the checkpoint has all workers': it may be listed by a process that dies before it has listed them
+            rows_failed = [row for each in gather_objects(rows_failed) for row in each]
+        metrics |= {"unusable": state.unusable, UNUSABLE_ROWS: rows_failed}
         failed.clear()
         state.seconds = clock.total()
         metrics["seconds"] = round(state.seconds, 3)

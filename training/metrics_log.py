@@ -136,7 +136,17 @@ class Recorder(ray.train.UserCallback):
         self._unusable = written | new.keys()
 
     def catch_up(self) -> None:
-        """Finish the work of a process that died: a half-renamed best checkpoint, or a better one not copied yet."""
+        """Finish the work of a process that died.
+
+        A checkpoint without its line (Ray Train lists it before it calls us), a half-renamed best one, or a better one not copied.
+        """
+        try:
+            newest = newest_checkpoint(self._run)
+            metrics = json.loads((newest / ABOUT).read_text(encoding="utf-8"))["metrics"]
+        except (UserError, OSError):  # there is none yet
+            metrics = None
+        if metrics is not None and all(line["step"] != metrics["step"] for line in read_metrics(self._run / "metrics.jsonl")):
+            self.write(metrics)
         if self._best is None:
             return
         best, old = self._run / "best", self._run / "best.old"
@@ -145,12 +155,8 @@ class Recorder(ray.train.UserCallback):
         if best.exists() and (what := damage(best)) is not None:
             remedy = "copy it again, or delete it: then the best from here on is kept"
             raise UserError("checkpoint.best", f"{best} is damaged: {what}", remedy)
-        try:
-            newest = newest_checkpoint(self._run)
-            metrics = json.loads((newest / ABOUT).read_text(encoding="utf-8"))["metrics"]
-        except (UserError, OSError):  # there is none yet
-            return
-        self.keep_best(metrics, ray.train.Checkpoint.from_directory(newest))
+        if metrics is not None:
+            self.keep_best(metrics, ray.train.Checkpoint.from_directory(newest))
 
     def keep_best(self, line: dict[str, Any], checkpoint: Any) -> None:
         """Copy a better checkpoint under a temporary name and rename it, so that `best` is always complete."""

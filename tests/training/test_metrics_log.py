@@ -216,6 +216,25 @@ def test_half_a_line_of_a_full_disk_is_replaced(tmp_path: Path) -> None:
     assert path.read_text() == '{"n": 1}\n'
 
 
+@pytest.mark.parametrize("best", ["score", None])
+def test_the_line_of_a_listed_checkpoint_is_written_though_its_process_died_before(tmp_path: Path, best: str | None) -> None:
+    """Ray Train lists a checkpoint before it tells us of the report: the run resumes after it, and would never have its line."""
+    recorder = Recorder(tmp_path, best, "max", False)
+    recorder.after_report(None, [{"step": 1, "loss": 2.0}], None)
+    listed = checkpoint(tmp_path / "checkpoint_00000002", "two")
+    metrics = {"step": 2, "loss": 1.0, "score": 9.0, "unusable_rows": [[7, "broken"]]}
+    (Path(listed.path) / "checkpoint.json").write_text(json.dumps({"format": 3, "config": {}, "metrics": metrics}))
+    (Path(listed.path) / "digests.json").unlink()
+    seal(Path(listed.path))
+    (tmp_path / "newest_checkpoint.json").write_text(json.dumps(["checkpoint_00000002"]))
+    for _ in range(2):
+        Recorder(tmp_path, best, "max", False).catch_up()
+        lines = read_metrics(tmp_path / "metrics.jsonl")
+        assert [(line["step"], line["loss"]) for line in lines] == [(1, 2.0), (2, 1.0)] and "unusable_rows" not in lines[1]
+        assert read_metrics(tmp_path / "unusable.jsonl") == [{"sample_id": 7, "reason": "broken"}]
+    assert (tmp_path / "best").exists() == (best is not None)
+
+
 @pytest.mark.parametrize("kind", ["state.safetensors", "best.json"])
 def test_a_damaged_best_is_named_before_training(tmp_path: Path, kind: str) -> None:
     """The best checkpoint exists nowhere else, so only the user can decide to choose among the rest."""
