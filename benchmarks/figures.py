@@ -45,8 +45,8 @@ class Figure:
         return low, high
 
     def __str__(self) -> str:
-        low, high = self.quartiles
-        return f"{self.median:.3g} ({low:.3g} to {high:.3g})"
+        median, low, high = (f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in (self.median, *self.quartiles))
+        return f"{median} ({low} to {high})"
 
 
 def write(name: str, command: str, figures: Sequence[Figure]) -> Path:

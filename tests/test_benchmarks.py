@@ -24,6 +24,11 @@ def test_a_slower_step_is_told_and_noise_is_not() -> None:
     assert drift([KEPT], [noisy]) == []  # further away, and within its own noise
 
 
+def test_a_figure_is_written_with_three_digits() -> None:
+    assert str(Figure("time", [2880.4, 2880.4, 2880.4], "ms")) == "2,880 (2,880 to 2,880)"
+    assert str(Figure("time", [0.97512, 1.0, 0.95])) == "0.975 (0.95 to 1)"
+
+
 def test_the_direction_of_a_figure_says_what_is_worse() -> None:
     cost = Figure("cost", [1.0, 1.0, 1.0], better="less")
     assert drift([cost], [Figure("cost", [1.2] * 3, better="less")])[0].startswith("cost: worse")

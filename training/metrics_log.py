@@ -138,7 +138,7 @@ class Recorder(ray.train.UserCallback):
     def catch_up(self) -> None:
         """Finish the work of a process that died.
 
-        A checkpoint without its line (Ray Train lists it before it calls us), a half-renamed best one, or a better one not copied.
+        A checkpoint without its line (Ray Train lists it before it calls us), a half-renamed best one, a better one not copied.
         """
         try:
             newest = newest_checkpoint(self._run)
