@@ -39,6 +39,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that goes to another node: one with a cache of its own."""
+
+    def go(name: str) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    go("first")
+    return go
+
+
 @pytest.fixture(scope="session")
 def chosen(tiny_dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
     """A finished run on emojis that chose a checkpoint on a validation split and scored it on the test split."""

@@ -48,17 +48,6 @@ def bucket() -> Iterator[str]:
     process.join()
 
 
-@pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that goes to another node: one with a cache of its own."""
-
-    def go(name: str) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-
-    go("first")
-    return go
-
-
 def test_files(bucket: str, tmp_path: Path) -> None:
     content = bytes(range(256)) * 40_000  # more than one request takes
     (tmp_path / "file").write_bytes(content)

@@ -46,17 +46,6 @@ def store() -> Iterator[Store]:
         yield store
 
 
-@pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that goes to another node: one with a cache of its own."""
-
-    def go(name: str) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-
-    go("first")
-    return go
-
-
 def folder_of(place: Path, content: str) -> Path:
     """A folder with digests."""
     place.mkdir(parents=True, exist_ok=True)
