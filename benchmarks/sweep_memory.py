@@ -5,7 +5,8 @@
     python -m benchmarks.sweep_memory --trials 300 --where      # where the driver's Python objects were made
 
 The sweep is a real one, of OpenMoji's first 160 emojis with locked towers, in a cell with points drawn at random. The driver's
-resident memory is read after every ten trials or more. The slope is that of the second half of the trials.
+resident memory is read after every ten trials or more. Writing the tables and the page takes more at once, the more the longer they
+are, and the process keeps it for the next time; so what a trial takes is the median of the slopes between readings.
 """
 
 import argparse
@@ -89,12 +90,11 @@ class Reader:
                 self.made = ["\n".join([str(entry), *entry.traceback.format()]) for entry in grown[:25]]
 
 
-def slope(read: list[tuple[int, float]]) -> tuple[float, list[float]]:
-    """KiB a trial over the second half, and from each of its readings to the next."""
-    trials, memory = np.array(read).T
-    half = trials >= trials[-1] / 2
-    trials, memory = trials[half], memory[half] * 1024
-    return float(np.polyfit(trials, memory, 1)[0]), [float(part) for part in np.diff(memory) / np.diff(trials)]
+def growth(read: list[tuple[int, float]]) -> tuple[float, float]:
+    """KiB a trial between readings, in the median, and MiB of all steps above 2 MiB."""
+    trials, memory = np.array([reading for reading in read if reading[0]]).T
+    parts = np.diff(memory)
+    return float(np.median(parts * 1024 / np.diff(trials))), float(parts[parts > 2].sum())
 
 
 def main() -> None:
@@ -120,9 +120,9 @@ def main() -> None:
         with Reader(Path(home) / "memory" / "trials", options.trials if options.where else 0) as reader:
             sweep(load(SweepSettings, Path(home) / "sweep.yaml"), QUIET, "")
         seconds = time.monotonic() - started
-    mean, parts = slope(reader.read)
+    median, steps = growth(reader.read)
     print(f"{options.trials} trials in {seconds:.0f} s; from {reader.read[1][1]:.0f} to {reader.read[-1][1]:.0f} MiB")
-    print(f"{mean:.1f} KiB a trial in the second half; from one reading to the next {min(parts):.1f} to {max(parts):.1f}")
+    print(f"{median:.1f} KiB a trial in the median; {steps:.0f} MiB in steps of more than 2 MiB")
     print("\n\n".join(reader.made))
 
 

@@ -237,6 +237,13 @@ def test_a_run_in_a_store_outlives_its_node(
     result = json.loads(store.get("runs/s3/result.json") or b"")
     assert result["step"] == 12 and result["metrics"] == json.loads((disk / "result.json").read_text())["metrics"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
+    # As a process leaves it that is killed right after its result: the same command does the rest, and does not train.
+    grown = store.get("runs/s3/metrics.jsonl") or b""
+    store.put("runs/s3/metrics.jsonl.parts/000000", grown)
+    there.drop("metrics.jsonl")
+    succeed("training", str(config))
+    assert store.get("runs/s3/metrics.jsonl") == grown and store.get("runs/s3/metrics.jsonl.parts/000000") is None
+    assert json.loads(store.get("runs/s3/result.json") or b"") == result
     asked_from_outside(there, disk, tmp_path)
     # A node scores it, and keeps the embeddings in the store.
     scored = {

@@ -739,12 +739,20 @@ def test_a_trials_death_is_told(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_has_ended_holds_no_settings_or_scores() -> None:
-    trial = Trial("report", stub=True, config={"name": "kept"}, evaluated_params={"a": "dropped"}, experiment_tag="dropped")
+    given = {"name": "kept", "tree": "dropped"}
+    trial = Trial("report", stub=True, config=given, evaluated_params={"a": "dropped"}, experiment_tag="dropped")
+    trial.resolve_config_placeholders({})
     result = {"dropped": 1.0, "done": True, "training_iteration": 3, "config": {"name": "dropped"}}
     trial.update_last_result(result)
-    held = str(trial.get_json_state())
+    trial._default_result_or_future = "dropped"
+
+    def holds_now() -> str:
+        return f"{trial.get_json_state()} {vars(trial)}"
+
+    held = holds_now()
+    trial.config = {"name": trial.config["name"]}  # as the searcher does
     module.empty_trial(trial)
-    left = str(trial.get_json_state())
+    left = holds_now()
     rests = "a sweep's memory"
     holds("dropped" in held and "dropped" not in left, "a trial holds its settings or scores elsewhere", rests)
     holds(

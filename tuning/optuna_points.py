@@ -32,11 +32,12 @@ class Points:
         sampler = settings.sampler
         self._grid = _combinations(settings.space, config) if isinstance(sampler, GridSettings) else None
         self._costly = isinstance(sampler, TpeSettings) and sampler.cost is not None
-        direction = optuna.study.StudyDirection.MAXIMIZE if settings.mode == "max" else optuna.study.StudyDirection.MINIMIZE
-        self._study = optuna.create_study(directions=[direction, optuna.study.StudyDirection.MINIMIZE][: 1 + self._costly])
+        self._learns = not isinstance(sampler, RandomSettings | GridSettings)
+        self._study = self._new_study()
         self._unasked = optuna.samplers.RandomSampler(seed=0)
-        self._asked: list[optuna.Trial] = []
+        self._asked = 0
         self._told = 0
+        self._open: dict[int, optuna.Trial] = {}  # asked and not told yet
         self._results: dict[int, Result] = {}
 
     @property
@@ -50,26 +51,28 @@ class Points:
 
     def ready(self) -> bool:
         """Whether the next point can be chosen now: all results that it depends on are available."""
-        return len(self._asked) < self.total and all(k in self._results for k in range(self._depends_on()))
+        return self._asked < self.total and all(k in self._results for k in range(self._depends_on(self._asked)))
 
     def ask(self, recorded: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """The next point: overrides, and the sampler's exact values, to be passed as `recorded` when it is asked again."""
-        number = len(self._asked)
+        number = self._asked
+        self._asked += 1
         if self._grid is not None:
-            self._asked.append(self._study.ask())
             return self._grid[number], {}
-        while self._told < self._depends_on():
+        while self._told < self._depends_on(number):
             self._tell(self._told)
             self._told += 1
+        study = self._study if self._learns else self._new_study()  # a study keeps all its trials
         # CMA-ES keeps its own state in its suggestions, so it makes them again.
         if recorded is not None and not isinstance(self._settings.sampler, CmaEsSettings):
             # All values are given, and TPE would compute its own first: a sweep of many trials would resume slowly.
-            self._study.sampler = self._unasked
-            self._study.enqueue_trial(dict(recorded))
+            study.sampler = self._unasked
+            study.enqueue_trial(dict(recorded))
         else:
-            self._study.sampler = self._sampler(number)
-        trial = self._study.ask()
-        self._asked.append(trial)
+            study.sampler = self._sampler(number)
+        trial = study.ask()
+        if self._learns:
+            self._open[number] = trial
         point: dict[str, Any] = {}
         for key, alternatives in self._settings.space.items():
             index = alternative(key, alternatives, self._config, point)
@@ -81,17 +84,22 @@ class Points:
 
     def tell(self, point: int, result: "Result") -> None:
         """Record the result of a point."""
-        self._results[point] = result
+        if self._learns:
+            self._results[point] = result
 
-    def _depends_on(self) -> int:
-        """How many of the first points must have ended before the next one is chosen."""
-        sampler, number = self._settings.sampler, len(self._asked)
+    def _new_study(self) -> optuna.Study:
+        best = optuna.study.StudyDirection.MAXIMIZE if self._settings.mode == "max" else optuna.study.StudyDirection.MINIMIZE
+        return optuna.create_study(directions=[best, optuna.study.StudyDirection.MINIMIZE][: 1 + self._costly])
+
+    def _depends_on(self, number: int) -> int:
+        """How many of the first points must have ended before the one of this number is chosen."""
+        sampler = self._settings.sampler
         if isinstance(sampler, RandomSettings | GridSettings) or number < sampler.startup:
             return 0
         return max(0, number - sampler.parallel + 1)
 
     def _tell(self, number: int) -> None:
-        trial, result = self._asked[number], self._results[number]
+        trial, result = self._open.pop(number), self._results[number]
         if result.values is not None:
             self._study.tell(trial, result.values if self._costly else result.values[:1])
             return

@@ -41,23 +41,42 @@ def write_tables(
         trials: those handed out so far, ended or not. overrides: of each trial's training config, by name.
     """
     by_label = {cell.label: cell for cell in cells}
-    rows: list[dict[str, Any]] = []
-    lines: list[dict[str, Any]] = []
+    rows, lines = _Columns(), _Columns()
     for trial in trials:
-        cell, curve = by_label[trial.cell], folder.curve(trial.name)
-        rows.append(_row(folder, settings, trial, cell, overrides[trial.name], score, test_split))
-        kept = [{key: v for key, v in line.items() if "/" in key or key in ("epoch", "samples", "loss")} for line in curve]
-        lines += [{"trial": trial.name} | line | {"score": score_of(line, score)} for line in kept]
-    table = pd.DataFrame(rows, columns=None if rows else list(_row_keys(settings)))
+        rows.add(_row(folder, settings, trial, by_label[trial.cell], overrides[trial.name], score, test_split))
+        for line in folder.curve(trial.name):
+            kept = {key: value for key, value in line.items() if "/" in key or key in ("epoch", "samples", "loss")}
+            lines.add({"trial": trial.name} | kept | {"score": score_of(line, score)})
+    table = rows.table(_row_keys(settings))
     first = [key for key in _row_keys(settings) if key in table]
     table = table[[*first, *sorted(str(key) for key in table if key not in first)]]
     for name in map(_column, settings.space):  # a column has one type, and choices may be text
         if name in table and not pd.api.types.is_numeric_dtype(table[name]):
             table[name] = [None if _missing(v) else str(v) for v in table[name]]
-    curves = pd.DataFrame(lines, columns=None if lines else ["trial", "epoch", "samples", "loss", "score"])
+    curves = lines.table(["trial", "epoch", "samples", "loss", "score"])
     _put(folder.path / "trials.csv", lambda path: path.write_text(to_csv(table), encoding="utf-8", newline=""))
     _put(folder.path / "trials.parquet", lambda path: table.to_parquet(path, index=False))
     _put(folder.path / "curves.parquet", lambda path: curves.to_parquet(path, index=False))
+
+
+class _Columns:
+    """A table, row by row. The driver of a sweep of thousands of trials should not grow by a dict for each."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Any]] = {}
+        self._rows = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Columns that other rows have and this one does not, or the reverse, are NaN there."""
+        for key in [key for key in row if key not in self._columns]:
+            self._columns[key] = [math.nan] * self._rows
+        for key, column in self._columns.items():
+            column.append(row.get(key, math.nan))
+        self._rows += 1
+
+    def table(self, columns: Sequence[str]) -> pd.DataFrame:
+        """The table; `columns`: those that it has without any row."""
+        return pd.DataFrame(self._columns, columns=None if self._rows else list(columns))
 
 
 def _row_keys(settings: SweepSettings) -> list[str]:

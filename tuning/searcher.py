@@ -155,7 +155,7 @@ class Follow(TrialProgressCallback):
 
     def _let_go(self, trial: Any) -> None:
         if not self._keep:
-            trial.config.pop("tree", None)
+            trial.config = {key: trial.config[key] for key in ("name", "phase")}
             empty_trial(trial)
 
 

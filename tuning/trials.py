@@ -15,6 +15,7 @@ import math
 import os
 import shlex
 import shutil
+import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -233,6 +234,8 @@ def _clear(trial: Path) -> None:
 def ended(trial: Path) -> Outcome | None:
     """How the trial of a folder ended, if that was recorded."""
     outcome = read_json(trial / _ENDED)
+    if outcome is not None:  # the driver keeps the outcomes of all trials, whose metrics have the same names
+        outcome["metrics"] = {sys.intern(name): value for name, value in outcome["metrics"].items()}
     return None if outcome is None else Outcome(**outcome)
 
 

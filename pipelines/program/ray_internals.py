@@ -83,8 +83,10 @@ def empty_trial(trial: Any) -> None:
     known = trial.run_metadata  # tune/trainable/metadata.py
     for values in (trial.evaluated_params, known.metric_analysis, known.metric_n_steps):
         values.clear()
+    trial._Trial__unresolved_config = trial.config  # a second one, of which the first was copied
     known.last_result = {key: known.last_result[key] for key in ("done", "training_iteration") if key in known.last_result}
     trial.experiment_tag = trial.trial_id  # which lists the settings
+    trial._default_result_or_future = None  # an object of its process, which Ray keeps with the call that made it
     trial.invalidate_json_state()
 
 
