@@ -5,8 +5,8 @@
     python -m benchmarks.sweep_memory --trials 300 --where      # where the driver's Python objects were made
 
 The sweep is a real one, of OpenMoji's first 160 emojis with locked towers, in a cell with points drawn at random. The driver's
-resident memory is read after every ten trials or more. Writing the tables and the page takes more at once, the more the longer they
-are, and the process keeps it for the next time; so what a trial takes is the median of the slopes between readings.
+resident memory is read after every ten trials or more. Writing the tables and the page takes more at once, the more the longer
+they are, and the process keeps it for the next time; so what a trial takes is the median of the slopes between readings.
 """
 
 import argparse
