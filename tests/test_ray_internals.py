@@ -39,7 +39,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.util.placement_group import PlacementGroup
 
-from pipelines.program import ray_elastic, ray_errors
+from pipelines.program import ray_data, ray_elastic, ray_errors
 from pipelines.program import ray_internals as module
 from pipelines.program.nodes import Bundle
 from tests.patience import PATIENCE, wait_until
@@ -791,10 +791,34 @@ def test_tasks_still_take_options_without_a_name() -> None:
     rests = "retries, and placing tasks among what was booked"
     kinds = {parameter.kind for parameter in inspect.signature(ray.data.Dataset.map_batches).parameters.values()}
     holds(inspect.Parameter.VAR_KEYWORD in kinds, "map_batches takes no options that it does not name", rests)
-    told = any(text.startswith(module.OPTIONS_WARNING) for text in texts("data/dataset.py"))
+    told = any(text.startswith(ray_data.OPTIONS_WARNING) for text in texts("data/dataset.py"))
     holds(told, "the warning about such options has other words, or is gone", "silencing it")
     holds({"max_retries", "scheduling_strategy"} <= set(task_options), "tasks have other options", rests)
     holds({"max_restarts", "max_task_retries"} <= set(actor_options), "actors have other options", rests)
+
+
+def test_ray_datas_loop_rests_between_its_steps(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls back at each step; steps that follow at once are kept apart, and one that took its time is not delayed."""
+    steps: list[int] = []
+
+    class Counted(ray_data.paced()):
+        def on_execution_step(self, executor: Any) -> None:
+            steps.append(1)
+            super().on_execution_step(executor)
+
+    context = ray.data.DataContext.get_current().copy()
+    context.custom_execution_callback_classes = [Counted]
+    with ray.data.DataContext.current(context):
+        ray.data.range(2).map_batches(lambda batch: batch).take_all()
+    holds(steps, "its executor does not call back at each step", "not spinning while batches wait")
+
+    now, rests = [100.0], []
+    monkeypatch.setattr(ray_data, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=rests.append))
+    loop = ray_data.paced()()
+    for moment in (100.0, 100.005, 100.2):
+        now[0] = moment
+        loop.on_execution_step(None)
+    assert rests == pytest.approx([0.0, 0.015, 0.0])
 
 
 def test_ray_datas_arrow_types_are_known_and_their_parameters_are_json() -> None:
@@ -803,14 +827,14 @@ def test_ray_datas_arrow_types_are_known_and_their_parameters_are_json() -> None
 
     rests = "which tables may be opened (docs/security.md)"
     found = {text for text in texts("data/_internal/tensor_extensions/arrow.py") if text.startswith("ray.data.arrow")}
-    holds(found == module.TENSOR_TYPES, f"the tensor types are {sorted(found)}", rests)
+    holds(found == ray_data.TENSOR_TYPES, f"the tensor types are {sorted(found)}", rests)
     holds(ARROW_PYTHON_OBJECT_EXTENSION_NAME not in found, "pickles have a tensor's name", rests)
     types = [
         arrow.ArrowTensorType((2, 3), pa.int64()),
         arrow.ArrowTensorTypeV2((2, 3), pa.int64()),
         arrow.ArrowVariableShapedTensorType(pa.int64(), 2),
     ]
-    assert {kind.extension_name for kind in types} == module.TENSOR_TYPES
+    assert {kind.extension_name for kind in types} == ray_data.TENSOR_TYPES
     for kind in types:
         assert json.loads(kind.__arrow_ext_serialize__()) in ([2, 3], 2), "JSON, no pickle"
 
@@ -927,5 +951,5 @@ def test_of_a_cluster_that_runs(ray_session: None, monkeypatch: pytest.MonkeyPat
     with refused("resources.driver_labels", "{role: train}", remedy="--entrypoint-label-selector"):
         check_driver(ResourceSettings(driver_labels={"role": "train"}))
 
-    with pytest.warns(Warning, match=f"^{module.OPTIONS_WARNING}"):
+    with pytest.warns(Warning, match=f"^{ray_data.OPTIONS_WARNING}"):
         ray.data.range(1).map_batches(lambda batch: batch, max_retries=1)

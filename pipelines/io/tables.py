@@ -13,7 +13,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from pipelines.io.retry import Missing
-from pipelines.program.ray_internals import TENSOR_TYPES
+from pipelines.program.ray_data import TENSOR_TYPES
 
 _NAME = b"ARROW:extension:name"  # metadata key of a field whose type is not registered
 _HARMLESS = frozenset(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.program import interrupts, ray_errors, ray_internals
+from pipelines.program import interrupts, ray_data, ray_errors, ray_internals
 from pipelines.program.causes import cause_of, of_storage
 from pipelines.program.errors import UserError
 from pipelines.program.nodes import Bundle, Notices, shortage, waits_for
@@ -372,12 +372,13 @@ def configure_data(verbose: bool = False) -> None:
     import ray.data
 
     # Here, as Ray sets its own filter when it is imported.
-    warnings.filterwarnings("ignore", message=ray_internals.OPTIONS_WARNING)
+    warnings.filterwarnings("ignore", message=ray_data.OPTIONS_WARNING)
     context = ray.data.DataContext.get_current()
     # Batches arrive in the order of the input, not as tasks happen to finish: the order is part of the result.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.use_datasource_v2 = False
+    context.custom_execution_callback_classes = [ray_data.paced()]
     if not verbose:
         context.print_on_execution_start = False
         for name in ("ray.data", "ray.train", "ray.tune"):

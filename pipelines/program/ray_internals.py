@@ -1,8 +1,9 @@
 """Everything used of Ray that is not part of its public API: private names, files, resources, variables and message texts.
 
-Only ray_elastic.py and ray_errors.py, parts of this, use more of them (tests/test_architecture.py). Each item gives its reason
-and its place in Ray 2.60, as a path below `ray/`. tests/test_ray_internals.py checks each against the installed release, and
-says what has changed. To accept a new release: run that file, then the tests of cluster, placement, resuming and sweeps.
+Only ray_elastic.py, ray_errors.py and ray_data.py, parts of this, use more of them (tests/test_architecture.py). Each item gives
+its reason and its place in Ray 2.60, as a path below `ray/`. tests/test_ray_internals.py checks each against the installed
+release, and says what has changed. To accept a new release: run that file, then the tests of cluster, placement, resuming and
+sweeps.
 
 Ray is not imported at the top: its variables have to be set first, and few programs need all of this.
 """
@@ -382,13 +383,3 @@ def failure_of(trial: "Trial") -> tuple[BaseException | None, int]:
 
     file = trial.pickled_error_file
     return cloudpickle.loads(Path(file).read_bytes()) if file else None, trial.run_metadata.num_failures
-
-
-# --- Ray Data ------------------------------------------------------------------------------------------------------------------
-
-# Ray Data has parameters for some options of its tasks. The others, of which we need those for retries and placement, give this
-# warning until they are removed in 2.64; there is no replacement yet (data/dataset.py).
-OPTIONS_WARNING = "`ray_remote_args` is deprecated"
-# Its Arrow extension types that hold numbers only, with parameters in JSON; another one holds pickles
-# (data/_internal/tensor_extensions/arrow.py, data/_internal/object_extensions/arrow.py).
-TENSOR_TYPES = frozenset({"ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor"})
