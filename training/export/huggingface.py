@@ -139,10 +139,17 @@ def _text(side: Side) -> tuple[Any, Tensor]:
         return words, side.projection(projection)
     if not isinstance(settings, HuggingFaceTextSettings):
         raise CannotHoldError(f"transformers has no text model like the tower '{settings.name}'")
+    whole = side.tower.network
+    if not settings.projected and settings.pooling == "pooler":
+        words = _again(whole)
+        _load(words, whole)
+        return words, side.projection()
     if not settings.projected:
         pools = "averages the states of its tokens" if settings.pooling == "mean" else "takes the first token's state as it is"
-        raise CannotHoldError(f"its text tower {pools}, and transformers' dual encoders take a model's own pooled output")
-    whole = side.tower.network
+        raise CannotHoldError(
+            f"its text tower {pools}, and transformers' dual encoders take a model's own pooled output "
+            "(text_tower.pooling=pooler in training)"
+        )
     words, own = _again(whole.text_model), _projection(whole, "text_projection")
     _load(words, whole.text_model)
     return words, side.projection(own)

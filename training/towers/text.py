@@ -55,7 +55,9 @@ class HuggingFaceTextSettings(TextTowerSettings):
     name: Literal["huggingface"]
     weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
     stretch_positions: bool = STRETCH
-    pooling: Literal["mean", "cls"] = Field("mean", description="how token states become one row")
+    pooling: Literal["mean", "cls", "pooler"] = Field(
+        "mean", description="how token states become one row; pooler: the model's own pooled output, as BERT's"
+    )
     projected: bool = Field(
         False, description="for a CLIP-like model: its text half as trained, pooled and projected into the joint space"
     )
@@ -127,7 +129,7 @@ class HuggingFaceTextSettings(TextTowerSettings):
         half = text_half(network)
         if getattr(half, "encoder", None) is not None and getattr(half, "decoder", None) is not None:
             return half.get_encoder()
-        if getattr(half, "pooler", None) is not None:
+        if self.pooling != "pooler" and getattr(half, "pooler", None) is not None:
             half.pooler = None  # we pool ourselves
         return half
 
@@ -141,11 +143,14 @@ class HuggingFaceTextSettings(TextTowerSettings):
         except (IndexError, RuntimeError) as error:
             problem = f"{self.weights} cannot read {length} tokens: {first_line(error)}"
             raise UserError(f"{key}.max_tokens", problem, f"pass a smaller {key}.max_tokens") from None
+        if rows is None:
+            problem = f"pooler, but {self.weights} has no pooled output"
+            raise UserError(f"{key}.pooling", problem, f"pass {key}.pooling=mean")
         if not isinstance(rows, Tensor) or rows.ndim != 2:
             raise UserError(f"{key}.projected", f"{self.weights} does not give one row a text", f"pass {key}.projected=false")
         tower.width = measure(lambda: tower(ids, ones), f"{key}.weights", self.weights)
         tower.states_width = states.shape[-1]
-        if self.projected and usable is not None and reads_padding(tower, length, usable):
+        if (self.projected or self.pooling == "pooler") and usable is not None and reads_padding(tower, length, usable):
             problem = f"{length}, but {self.weights} reads its padding and was trained with {usable} tokens"
             raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={usable}")
         if not self.projected and self.pooling == "cls" and not first_sees_the_rest(tower, ids[:, :2]):
@@ -164,7 +169,10 @@ class _HuggingFaceText(TextTower):
 
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         masks = {"attention_mask": mask} if self._masked else {}
-        states = self.network(input_ids=ids, **masks).last_hidden_state
+        out = self.network(input_ids=ids, **masks)
+        states = out.last_hidden_state
+        if self._pooling == "pooler":
+            return getattr(out, "pooler_output", None), states
         return mean_over_tokens(states, mask) if self._pooling == "mean" else states[:, 0], states
 
 

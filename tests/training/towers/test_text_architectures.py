@@ -225,6 +225,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # model, settings, reme
     "causal-cls": ("opt", {"pooling": "cls"}, "text_tower.pooling=mean"),
     "clip-cls": ("clip", {"pooling": "cls"}, "text_tower.pooling=mean"),
     "gpt2-cls": ("gpt2", {"pooling": "cls"}, "text_tower.pooling=mean"),
+    "no-pooler": ("gpt2", {"pooling": "pooler"}, "text_tower.pooling=mean"),
+    "no-pooler-in-encoder": ("t5", {"pooling": "pooler"}, "text_tower.pooling=mean"),
+    "siglip-pooler-short": ("siglip", {"max_tokens": 8, "pooling": "pooler"}, "text_tower.max_tokens=16"),
     "no-dual": ("bert", {"projected": True}, "text_tower.projected=false"),
 }
 

@@ -86,7 +86,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_a_hugging_face_model_from_a_folder(bert: Path, pooling: str) -> None:
     from transformers import BertModel
 
@@ -97,8 +97,9 @@ def test_a_hugging_face_model_from_a_folder(bert: Path, pooling: str) -> None:
     tower = settings.build(tokenizer.vocabulary_size).eval()
     ids, mask = (torch.from_numpy(a) for a in tokenizer(["a red cat", "house"]))
     assert np.array_equal(ids, train_tokenizer(CORPUS, 100, TOKENS)(["a red cat", "house"])[0])
-    states = BertModel.from_pretrained(bert).eval()(input_ids=ids, attention_mask=mask).last_hidden_state
-    direct = states[:, 0]
+    out = BertModel.from_pretrained(bert).eval()(input_ids=ids, attention_mask=mask)
+    states = out.last_hidden_state
+    direct = out.pooler_output if pooling == "pooler" else states[:, 0]
     if pooling == "mean":
         direct = torch.stack([states[i, : int(mask[i].sum())].mean(0) for i in range(2)])
     torch.testing.assert_close(tower(ids, mask), direct, atol=1e-6, rtol=1e-5)
