@@ -15,6 +15,7 @@ from tuning.search_order import Schedule
 from tuning.trials import Trial
 
 _EVERY = 10.0  # minimum number of seconds between two lines without a terminal
+_AGAIN = 120.0  # seconds after which a line that says the same is repeated
 _LINES = 20  # maximum number of lines over the time so far, after that
 _REFRESH = 30.0  # minimum number of seconds between two reports
 _SHARE = 0.05  # maximum share of the time spent on writing reports
@@ -29,6 +30,7 @@ class Board:
         self._begun = self._shown = time.monotonic()
         self._live: Live | None = None
         self._seconds: Sequence[float] = ()
+        self._said = ("", 0.0)  # the last line, and when
 
     def __enter__(self) -> "Board":
         if self._display.live:
@@ -49,8 +51,11 @@ class Board:
         self._shown = now
         if self._live is not None:
             self._live.update(self._table(running), refresh=True)
-        else:
-            self._display.line(self.line(len(running)))
+            return
+        text = self.line(len(running))
+        if text != self._said[0] or now - self._said[1] >= _AGAIN:
+            self._said = text, now
+            self._display.line(text)
 
     def line(self, running: int) -> str:
         """The state of the sweep in one line."""
