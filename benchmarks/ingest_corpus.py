@@ -96,10 +96,10 @@ def prepare_ways(corpus: Corpus, cpus: int, display: Display) -> None:
     """Prepare it with us, both ways; what is there already stays. Joins Ray."""
     cluster.start(cpus=cpus)
     config = corpus.folder / "prepare.yaml"
-    for output, way in WAYS.items():
+    for output, mode in WAYS.items():
         # image.size: as large as any image, so that copying keeps the bytes.
         config.write_text(
-            f"source: {{name: webdataset, paths: {corpus.folder / 'shards'}}}\nway: {way}\noutput: {corpus.folder / output}\n"
+            f"source: {{name: webdataset, paths: {corpus.folder / 'shards'}}}\nmode: {mode}\noutput: {corpus.folder / output}\n"
             f"image: {{size: {SIDES[1]}}}\nsplits: {{}}\n"
         )
         prepare(load(PrepareSettings, config, {}), display)

@@ -45,7 +45,8 @@ class Job:
     def view(self, data: bytes | Image.Image) -> np.ndarray:
         """Our random view of encoded or decoded pixels."""
         image = open_image(data) if isinstance(data, bytes) else data
-        return train_view(image, self.size, AUGMENT, np.random.default_rng())
+        view = train_view(image, self.size, AUGMENT, np.random.default_rng())
+        return view if view.flags.c_contiguous and view.flags.writeable else view.copy()  # as torch's collating wants it
 
     def tokens(self, text: str) -> np.ndarray:
         """Token ids of one caption, int64 [L]."""

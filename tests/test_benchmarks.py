@@ -7,6 +7,9 @@ import pytest
 from benchmarks import __main__ as program
 from benchmarks import figures
 from benchmarks.figures import Figure, drift
+from benchmarks.ingest_corpus import WAYS, generate, prepare_ways
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.display import Display
 
 KEPT = Figure("speed", [0.98, 0.99, 1.0, 1.01, 1.02])
 
@@ -72,3 +75,9 @@ def test_every_benchmark_is_listed_and_those_with_figures_have_what_is_needed() 
     for name in program.RECORDED:
         module = __import__(f"benchmarks.{name}", fromlist=["measure"])
         assert module.ROUNDS and callable(module.measure) and callable(module.table)
+
+
+@pytest.mark.slow
+def test_the_corpus_of_ingest_is_prepared_both_ways(ray_session: None, tmp_path: Path) -> None:
+    prepare_ways(generate(tmp_path, 12), 1, Display(quiet=True))
+    assert [Prepared.open(tmp_path / output).manifest["counts"]["kept"] for output in WAYS] == [12, 12]

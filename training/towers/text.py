@@ -172,7 +172,8 @@ class _HuggingFaceText(TextTower):
         out = self.network(input_ids=ids, **masks)
         states = out.last_hidden_state
         if self._pooling == "pooler":
-            return getattr(out, "pooler_output", None), states
+            pooled: Any = getattr(out, "pooler_output", None)  # None is refused when the tower is built
+            return pooled, states
         return mean_over_tokens(states, mask) if self._pooling == "mean" else states[:, 0], states
 
 
